@@ -1,0 +1,300 @@
+"""Every setting of the server: its name, default, unit and limits, and how TOML becomes it.
+
+Settings come from three places, the later ones winning: the defaults below, the server's TOML file
+(`trimtab serve --config`), and options of the command line; per model the `trimtab.toml` in its
+directory overrides the sections drift, trigger, training and promotion. No settings dict travels
+past this module and no environment variable is read elsewhere. An unknown key or a value out of
+range is a `ConfigError` that names the file, the section, the key and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+
+class ConfigError(Exception):
+    """A setting that cannot be taken; the message names file, section, key and limit."""
+
+
+def _setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """[server]"""
+
+    host: str = _setting("0.0.0.0", "address of the inference port")
+    port: int = _setting(8001, "inference port; 0 takes a free one", low=0, high=65535)
+    admin_host: str = _setting("127.0.0.1", "address of the admin port")
+    admin_port: int = _setting(8003, "admin port; 0 takes a free one", low=0, high=65535)
+    frontend: Literal["auto", "portable"] = _setting("auto", "which gRPC transport answers")
+    grace_s: float = _setting(10.0, "seconds that a shutdown lets requests finish", low=0)
+    max_message_bytes: int = _setting(
+        64 * 1024 * 1024,
+        "largest message that is taken or sent, in bytes",
+        low=1024,
+        high=2**31 - 1,
+    )
+    watch: bool = _setting(True, "follow changes of the model directory while serving")
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    """[batching]"""
+
+    max_batch_rows: int = _setting(1024, "rows that one run of the model takes at most", low=1)
+    max_request_rows: int = _setting(65536, "rows that one request may have", low=1)
+    max_queue_rows: int = _setting(65536, "rows that may wait per version", low=1)
+    linger_ms: float = _setting(
+        0.0, "how long an idle executor waits for more rows before it runs", low=0
+    )
+
+
+@dataclass(frozen=True)
+class TrafficConfig:
+    """[traffic]: the log of predictions and labels that the trainer learns from."""
+
+    enabled: bool = _setting(True, "write the log; without it nothing can be retrained")
+    flush_rows: int = _setting(4096, "rows gathered into one frame", low=1)
+    flush_ms: int = _setting(1000, "age at which a smaller frame is written, in ms", low=1)
+    fsync_ms: int = _setting(1000, "how often the file is synced, in ms; 0: every frame", low=0)
+    queue_rows: int = _setting(262_144, "rows that may wait to be written; more are dropped", low=1)
+    segment_rows: int = _setting(500_000, "rows after which a new file begins", low=1)
+    keep_days: int = _setting(90, "days of event time that the log keeps", low=1)
+
+
+@dataclass(frozen=True)
+class DriftConfig:
+    """[drift]"""
+
+    enabled: bool = _setting(True, "watch for drift")
+    window_rows: int = _setting(10_000, "rows in the sliding window", low=10)
+    panes: int = _setting(
+        10, "panes of the window; it is judged as each one fills", low=1, high=1000
+    )
+    min_rows: int = _setting(2_000, "rows in the window before it is judged at all", low=1)
+    psi: float = _setting(0.2, "PSI of one feature from which it has drifted", low=0)
+    ks: float = _setting(
+        0.2, "lower KS bound of one feature from which it has drifted", low=0, high=1
+    )
+    warning_ratio: float = _setting(
+        0.5, "share of a threshold from which a feature is in warning", low=0, high=1
+    )
+    missing_rate: float = _setting(
+        0.2, "rise of the missing rate that is a data-quality alarm", low=0, high=1
+    )
+    unseen_rate: float = _setting(
+        0.2, "share of unseen categories that is a data-quality alarm", low=0, high=1
+    )
+    hysteresis_panes: int = _setting(2, "panes in a row that change the state", low=1)
+    bootstrap_rows: int = _setting(
+        10_000, "first live rows that become the reference of a model without one", low=100
+    )
+
+
+@dataclass(frozen=True)
+class TriggerConfig:
+    """[trigger]: when a training starts by itself."""
+
+    on_drift: bool = _setting(True, "drift starts a training")
+    every_s: float = _setting(0.0, "seconds between scheduled trainings; 0: none", low=0)
+    min_labels: int = _setting(2_000, "labels that must have come since the last training", low=1)
+    cooldown_s: float = _setting(86_400.0, "seconds between trainings at least", low=0)
+    max_per_day: int = _setting(24, "trainings per day at most", low=1)
+    max_failures: int = _setting(3, "failed trainings in a row before automatic ones stop", low=1)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """[training]: the trainer's process."""
+
+    timeout_s: float = _setting(3600.0, "seconds after which a training is killed", low=1)
+    memory_mb: int = _setting(0, "address space of the trainer in MiB; 0: no limit", low=0)
+    nice: int = _setting(10, "added to the trainer's niceness", low=0, high=19)
+    threads: int = _setting(1, "threads that the trainer may use", low=1)
+
+
+@dataclass(frozen=True)
+class PromotionConfig:
+    """[promotion]"""
+
+    policy: Literal["auto", "manual"] = _setting(
+        "auto", "auto: a version that passed every gate becomes champion by itself"
+    )
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """[serving] (per model)"""
+
+    versions: tuple[int, ...] = _setting(
+        (), "versions kept loaded beside the champion and the previous one"
+    )
+
+
+@dataclass(frozen=True)
+class ModelPolicy:
+    """What holds for one model: the server's defaults, overridden by its trimtab.toml."""
+
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    trigger: TriggerConfig = field(default_factory=TriggerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    promotion: PromotionConfig = field(default_factory=PromotionConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Everything that a server is started with."""
+
+    models_dir: Path
+    server: ListenConfig = field(default_factory=ListenConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    traffic: TrafficConfig = field(default_factory=TrafficConfig)
+    policy: ModelPolicy = field(default_factory=ModelPolicy)
+
+
+_SERVER_SECTIONS: dict[str, type] = {
+    "server": ListenConfig,
+    "batching": BatchingConfig,
+    "traffic": TrafficConfig,
+}
+_POLICY_SECTIONS: dict[str, type] = {
+    "drift": DriftConfig,
+    "trigger": TriggerConfig,
+    "training": TrainingConfig,
+    "promotion": PromotionConfig,
+}
+_MODEL_SECTIONS: dict[str, type] = {**_POLICY_SECTIONS, "serving": ServingConfig}
+_RECIPE = "recipe"  # the trainer's part of trimtab.toml; the trainer checks it
+
+_T = TypeVar("_T")
+
+
+def load_server_config(
+    models_dir: Path, file: Path | None = None, options: Mapping[str, Any] | None = None
+) -> ServerConfig:
+    """The settings of a server; `options` are dotted keys (`server.port`), None values are skipped.
+
+    Raises ConfigError.
+    """
+    tables = _read(file, {**_SERVER_SECTIONS, **_POLICY_SECTIONS}) if file else {}
+    for dotted, value in (options or {}).items():
+        if value is not None:
+            section, key = dotted.split(".")
+            tables.setdefault(section, {})[key] = value
+    origin = str(file) if file else "command line"
+    built: dict[str, Any] = {
+        name: _build(kind, tables.get(name, {}), origin, name)
+        for name, kind in {**_SERVER_SECTIONS, **_POLICY_SECTIONS}.items()
+    }
+    policy = ModelPolicy(**{name: built.pop(name) for name in _POLICY_SECTIONS})
+    return ServerConfig(models_dir=models_dir, policy=policy, **built)
+
+
+def load_model_policy(file: Path, defaults: ModelPolicy) -> ModelPolicy:
+    """The policy of one model: `defaults` overridden by its trimtab.toml, which may be absent.
+
+    Raises ConfigError.
+    """
+    if not file.exists():
+        return defaults
+    tables = _read(file, _MODEL_SECTIONS, also=(_RECIPE,))
+    changed = {
+        name: _build(kind, tables[name], str(file), name, base=getattr(defaults, name))
+        for name, kind in _MODEL_SECTIONS.items()
+        if name in tables
+    }
+    return dataclasses.replace(defaults, **changed)
+
+
+def describe(kind: type) -> list[tuple[str, str, Any, str]]:
+    """(key, type, default, meaning) of every setting in a section, for help texts and docs."""
+    hints = typing.get_type_hints(kind)
+    return [
+        (item.name, _type_name(hints[item.name]), item.default, item.metadata["doc"])
+        for item in dataclasses.fields(kind)
+    ]
+
+
+def sections() -> dict[str, type]:
+    """Every section by name, in the order of the docs."""
+    return {**_SERVER_SECTIONS, **_MODEL_SECTIONS}
+
+
+def _read(
+    file: Path, known: Mapping[str, type], also: tuple[str, ...] = ()
+) -> dict[str, dict[str, Any]]:
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from error
+    for name, table in tables.items():
+        if name not in known and name not in also:
+            raise ConfigError(f"{file}: unknown section [{name}]{_nearest(name, [*known, *also])}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: {name} must be a section, [{name}]")
+    return tables
+
+
+def _build(
+    kind: type[_T], table: Mapping[str, Any], origin: str, section: str, base: _T | None = None
+) -> _T:
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]  # all are dataclasses
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        where = f"{origin}: [{section}] {key}"
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown setting{_nearest(key, fields)}")
+        value = _convert(value, hints[key], where)
+        metadata = fields[key].metadata
+        if metadata["low"] is not None and value < metadata["low"]:
+            raise ConfigError(f"{where} = {value}: must be at least {metadata['low']}")
+        if metadata["high"] is not None and value > metadata["high"]:
+            raise ConfigError(f"{where} = {value}: must be at most {metadata['high']}")
+        values[key] = value
+    return dataclasses.replace(base, **values) if base is not None else kind(**values)  # type: ignore[type-var]
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise ConfigError(f"{where} = {value!r}: must be one of {', '.join(allowed)}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} = {value!r}: must be {_type_name(hint)}")
+        return tuple(_convert(item, inner, where) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint or (hint is float and math.isnan(value)):
+        raise ConfigError(f"{where} = {value!r}: must be {_type_name(hint)}")
+    return value
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(typing.get_args(hint))
+    if isinstance(hint, types.GenericAlias):
+        return f"a list, each item {_type_name(typing.get_args(hint)[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return names[hint]
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"
