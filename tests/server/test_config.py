@@ -83,3 +83,16 @@ def test_every_setting_has_a_meaning_and_a_default() -> None:
         for key, type_name, _default, doc in describe(kind):
             assert doc, key
             assert type_name, key
+
+
+def test_the_reference_in_docs_lists_every_setting_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    for name, kind in sections().items():
+        section = text.split(f"## [{name}]")[1].split("\n## ")[0]
+        rows = {
+            line.split("|")[1].strip(" `"): line for line in section.splitlines() if "|" in line
+        }
+        for key, _type, default, doc in describe(kind):
+            shown = {True: "true", False: "false", (): "[]"}.get(default, default)
+            assert f"`{shown}`" in rows[key].replace('"', ""), key
+            assert doc in rows[key], key
