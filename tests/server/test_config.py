@@ -93,6 +93,12 @@ def test_the_reference_in_docs_lists_every_setting_with_its_default() -> None:
             line.split("|")[1].strip(" `"): line for line in section.splitlines() if "|" in line
         }
         for key, _type, default, doc in describe(kind):
-            shown = {True: "true", False: "false", (): "[]"}.get(default, default)
+            shown = (
+                str(default).lower()
+                if isinstance(default, bool | str)
+                else list(default)
+                if default == ()
+                else default
+            )
             assert f"`{shown}`" in rows[key].replace('"', ""), key
             assert doc in rows[key], key
