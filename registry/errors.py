@@ -1,0 +1,34 @@
+"""What a registry refuses, and why. A disk that fails raises OSError, as everywhere in Python."""
+
+
+class RegistryError(Exception):
+    """Base of everything that a registry refuses."""
+
+
+class InvalidNameError(RegistryError):
+    """The name cannot be that of a model or of a version's file."""
+
+
+class VersionNotFoundError(RegistryError):
+    """The model has no such version directory."""
+
+
+class InvalidVersionError(RegistryError):
+    """The version is there but not whole; the message says which file and what about it."""
+
+
+class InvalidStateError(RegistryError):
+    """state.json cannot be read; the message says what about it."""
+
+
+class NoPreviousError(RegistryError):
+    """A rollback of a model that has had one champion at most."""
+
+
+class RevisionConflictError(RegistryError):
+    """Somebody else changed the champion in between: a compare-and-swap was lost."""
+
+    def __init__(self, model: str, *, expected: int, actual: int) -> None:
+        super().__init__(f"model '{model}' is at revision {actual}, not at the expected {expected}")
+        self.expected = expected
+        self.actual = actual
