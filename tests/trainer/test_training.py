@@ -1,0 +1,364 @@
+"""Whole trainings in this process: what is published, what is refused, what is left behind."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from trimtab._native.reference import CategoricalFeature, ReferenceProfile
+from trimtab.registry.directory import ModelDirectory, Registry
+from trimtab.trainer import training
+from trimtab.trainer.errors import BusyError, DataError, RecipeError, TrainingError
+from trimtab.trainer.export import OnnxModel
+from trimtab.trainer.parity import Parity
+from trimtab.trainer.progress import SilentProgress
+from trimtab.trainer.trainer_lock import trainer_lock
+from trimtab.trainer.training import TrainingRequest, TrainingResult, record_failure
+
+FrameMaker = Callable[..., pl.DataFrame]
+Rows = Callable[[pl.DataFrame, str], pl.DataFrame]
+MODEL = "m"
+
+
+class World:
+    """A directory of models with one model in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.models = root / "models"
+        self.directory = ModelDirectory(self.models / MODEL)
+        self.directory.path.mkdir(parents=True)
+        self.data = Registry(self.models).data_path(MODEL)
+        self.request = TrainingRequest(self.models, MODEL, actor="test", reason="because")
+
+    def recipe(self, task: str = "regression", *, estimator: str = "", **changes: Any) -> None:
+        table: dict[str, Any] = {
+            "task": task,
+            "target": "value",
+            "numeric": ["size", "age"],
+            "categorical": ["colour"],
+            "time": "when",
+            "files": ["history.parquet"],
+            "min_rows": 100,
+            "min_holdout_rows": 100,
+        }
+        table |= changes
+        lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        lines += ["[recipe.estimator]", "max_iter = 20", estimator]
+        self.directory.recipe_path.write_text("\n".join(["[recipe]", *lines]))
+
+    def history(self, frame: pl.DataFrame) -> None:
+        frame.write_parquet(self.directory.path / "history.parquet")
+
+    def train(self, **changes: Any) -> TrainingResult:
+        request = dataclasses.replace(self.request, **changes)
+        return training.train(request, SilentProgress())
+
+    def left_behind(self) -> list[str]:
+        return sorted(path.name for path in self.directory.path.glob(".tmp-*"))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
+def test_a_first_training_publishes_a_whole_version_that_becomes_champion(
+    world: World, make_frame: FrameMaker, task: str
+) -> None:
+    world.recipe(task)
+    world.history(make_frame(task=task))
+    result = world.train(trigger={"kind": "admin"}, event_time_ms=123)
+    assert (result.outcome, result.version, result.rows) == ("published", 1, 1_500)
+    assert [str(gate.verdict) for gate in result.gates] == ["pass", "pass", "pass"]
+    manifest = world.directory.verify(1)
+    assert world.directory.state().champion == 1
+    assert set(manifest.files) == {"model.onnx", "reference.npz", "golden.npz", "report.json"}
+    assert manifest.task == task
+    lineage = manifest.lineage
+    assert lineage["data"]["rows"] == 1_500
+    assert lineage["data"]["time_to_ms"] == int(make_frame()["when"][-1])
+    assert len(lineage["data"]["sha256"]) == len(lineage["data"]["sources"][0]["sha256"]) == 64
+    assert lineage["recipe"]["target"] == "value"
+    assert lineage["trigger"] == {"kind": "admin"}
+    assert lineage["libraries"]["onnxruntime"]
+    assert lineage["champion"] == 0
+    entry = world.directory.history().entries[0]
+    assert (entry.kind, entry.actor, entry.reason) == ("published", "test", "because")
+    assert entry.event_time_ms == 123
+
+
+def test_the_golden_rows_replay_on_the_published_graph(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe("multiclass")
+    world.history(make_frame(task="multiclass"))
+    world.train()
+    version = world.directory.version_path(1)
+    model = OnnxModel((version / "model.onnx").read_bytes())
+    with np.load(version / "golden.npz", allow_pickle=False) as golden:
+        found = model.run(
+            {
+                "numeric": golden["input/numeric"],
+                "categorical": golden["input/categorical"].astype(object),
+            }
+        )
+        assert np.array_equal(found["probabilities"], golden["output/probabilities"])
+
+
+def test_the_reference_profile_counts_every_row_of_inputs_and_the_held_out_ones_of_outputs(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe("multiclass")
+    world.history(make_frame(task="multiclass"))
+    world.train()
+    profile = ReferenceProfile.load(world.directory.version_path(1) / "reference.npz")
+    assert profile.rows == 1_500
+    features = {
+        (tensor.role, feature.name): feature
+        for tensor in profile.tensors
+        for feature in tensor.features
+    }
+    assert set(features) == {
+        ("input", "size"),
+        ("input", "age"),
+        ("input", "colour"),
+        ("output", "value"),
+        *(("output", f"probabilities[{name}]") for name in ("high", "low", "middle")),
+    }
+    age = features["input", "age"]
+    assert age.missing == make_frame()["age"].null_count()
+    assert int(np.sum(age.counts)) + age.missing == 1_500
+    colour = features["input", "colour"]
+    assert isinstance(colour, CategoricalFeature)
+    assert colour.missing == make_frame()["colour"].null_count()
+    assert colour.kept[0] == b"red"
+    assert int(np.sum(features["output", "probabilities[low]"].counts)) == 300
+
+
+def test_the_report_has_gates_metrics_and_importances(world: World, make_frame: FrameMaker) -> None:
+    world.recipe()
+    world.history(make_frame())
+    result = world.train()
+    report = json.loads((world.directory.version_path(1) / "report.json").read_text())
+    assert [gate["name"] for gate in report["gates"]] == ["schema", "champion", "parity"]
+    assert report["metrics"] == dict(result.metrics)
+    assert report["metrics"]["mae"] < report["constant_metric"] / 3
+    assert next(iter(report["importances"])) == "size"
+    assert report["gates"][2]["figures"]["rows"] >= 10_000
+
+
+def test_the_same_inputs_and_seed_give_the_same_files(
+    tmp_path: Path, make_frame: FrameMaker
+) -> None:
+    hashes = []
+    for name in ("a", "b"):
+        world = World(tmp_path / name)
+        world.recipe()
+        world.history(make_frame())
+        world.train()
+        files = world.directory.manifest(1).files
+        hashes.append({name: files[name].sha256 for name in ("model.onnx", "report.json")})
+    assert hashes[0] == hashes[1]
+
+
+def test_a_better_candidate_on_new_labelled_traffic_is_published_as_the_next_version(
+    world: World,
+    make_frame: FrameMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    history = make_frame(1_000)
+    live = make_frame(1_000, seed=2, start_ms=int(history["when"][-1]) + 1)
+    live = live.with_columns(value=pl.col("value") + 2 * pl.col("size"))  # the world moved
+    world.recipe()
+    world.history(history)
+    world.train()
+    write_frames(world.data / "traffic/active.frames", [served(live, "a")])
+    write_frames(world.data / "labels/active.frames", [labels(live, "a")])
+    result = world.train()
+    assert (result.outcome, result.version) == ("published", 2)
+    assert result.gates[1].reason.startswith("better: mae")
+    assert result.metrics["mae"] < result.metrics["champion_mae"]
+    assert world.directory.state().champion == 1  # promoting is not the trainer's
+    lineage = world.directory.manifest(2).lineage
+    assert lineage["champion"] == 1
+    assert lineage["holdout"]["time_from_ms"] > int(history["when"][-1])
+
+
+def test_a_candidate_that_is_not_better_is_refused_and_recorded_on_request(
+    world: World,
+    make_frame: FrameMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    history = make_frame(1_500)
+    live = make_frame(150, seed=2, start_ms=int(history["when"][-1]) + 1)
+    world.recipe()
+    world.history(history)
+    world.train()
+    write_frames(world.data / "traffic/active.frames", [served(live, "a")])
+    write_frames(world.data / "labels/active.frames", [labels(live, "a")])
+    result = world.train(record=True)
+    assert (result.outcome, result.version) == ("refused", None)
+    assert result.reason.startswith("champion: not")
+    assert world.directory.versions() == [1]
+    assert world.left_behind() == []
+    last = world.directory.history().entries[-1]
+    assert (last.kind, last.reason) == ("refused", result.reason)
+    assert last.evidence["gates"][1]["figures"]["rows"] == 150
+
+
+def test_a_second_training_on_the_same_rows_is_inconclusive(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe()
+    world.history(make_frame())
+    world.train()
+    result = world.train()
+    assert result.outcome == "refused"
+    assert "0 labelled rows are newer than those the champion learned" in result.reason
+    assert [entry.kind for entry in world.directory.history().entries] == ["published", "promoted"]
+
+
+def test_a_better_recipe_on_the_same_rows_is_published(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe(estimator="max_leaf_nodes = 2")
+    world.history(make_frame())
+    world.train()
+    world.recipe(estimator="max_leaf_nodes = 31\nlearning_rate = 0.2")
+    result = world.train()
+    assert (result.outcome, result.version) == ("published", 2)
+    worse = World(world.models.parent / "other")
+    worse.recipe()
+    worse.history(make_frame())
+    worse.train()
+    worse.recipe(estimator="max_leaf_nodes = 2")
+    assert worse.train().outcome == "refused"
+
+
+def test_another_column_is_refused_until_the_recipe_allows_it(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe()
+    world.history(make_frame())
+    world.train()
+    world.recipe(numeric=["size"])
+    refused = world.train()
+    assert refused.outcome == "refused"
+    assert "without age" in refused.reason
+    world.recipe(numeric=["size"], schema_change="allow")
+    assert world.train().version == 2
+
+
+def test_a_champion_that_cannot_be_loaded_keeps_no_candidate_out(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe()
+    world.history(make_frame())
+    world.train()
+    (world.directory.version_path(1) / "model.onnx").write_bytes(b"damaged")
+    result = world.train()
+    assert result.version == 2
+    assert "the champion, version 1, cannot be loaded" in result.gates[1].reason
+
+
+def test_a_model_that_onnx_gets_wrong_is_refused(
+    world: World, make_frame: FrameMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.recipe()
+    world.history(make_frame())
+    monkeypatch.setattr(training, "check_parity", lambda *_: Parity(10_000, 0.5, 1e-4, 0))
+    result = world.train()
+    assert result.reason.startswith("parity: the ONNX model differs from scikit-learn by up to 0.5")
+    assert world.directory.version_directories() == []
+
+
+def test_without_refit_the_judged_model_itself_is_published(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe(refit=False)
+    world.history(make_frame())
+    world.train()
+    assert world.directory.manifest(1).lineage["holdout"]["refitted"] is False
+
+
+class Stop(BaseException):
+    pass
+
+
+class StopAt(SilentProgress):
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def stage(self, name: str, message: str) -> None:
+        if name == self._name:
+            raise Stop
+
+
+@pytest.mark.parametrize("name", ["read", "fit", "export", "reference", "publish"])
+def test_a_training_that_ends_at_any_stage_leaves_nothing(
+    world: World, make_frame: FrameMaker, name: str
+) -> None:
+    world.recipe()
+    world.history(make_frame(300))
+    with pytest.raises(Stop):
+        training.train(world.request, StopAt(name))
+    assert world.directory.version_directories() == []
+    assert world.left_behind() == []
+    assert world.train().version == 1  # the lock is free again
+
+
+def test_an_error_while_writing_leaves_no_staged_files(
+    world: World, make_frame: FrameMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    world.recipe()
+    world.history(make_frame(300))
+    monkeypatch.setattr(training, "save_golden", fail)
+    with pytest.raises(OSError, match="No space left"):
+        world.train()
+    assert world.directory.version_directories() == []
+    assert world.left_behind() == []
+
+
+def test_a_training_does_not_begin_while_another_process_holds_the_lock(world: World) -> None:
+    world.recipe()
+    with trainer_lock(world.data, MODEL), pytest.raises(BusyError, match="is training m or"):
+        world.train()
+
+
+def test_what_is_missing_or_wrong_publishes_nothing(world: World, make_frame: FrameMaker) -> None:
+    with pytest.raises(TrainingError, match="nowhere does not exist"):
+        world.train(model="nowhere")
+    with pytest.raises(RecipeError, match="no recipe to train by"):
+        world.train()
+    world.recipe(numeric=["sise"])
+    world.history(make_frame(300))
+    with pytest.raises(DataError, match="did you mean 'size'"):
+        world.train()
+    world.recipe()
+    world.history(make_frame(300).with_columns(age=pl.lit(None, pl.Float64)))
+    with pytest.raises(DataError, match="'age' has no value"):
+        world.train()
+    assert world.directory.version_directories() == []
+    assert world.left_behind() == []
+
+
+def test_a_failure_is_recorded_on_request_only(world: World) -> None:
+    world.recipe()
+    record_failure(world.request, "the reason")
+    assert world.directory.history().entries == ()
+    record_failure(dataclasses.replace(world.request, record=True), "the reason")
+    [entry] = world.directory.history().entries
+    assert (entry.kind, entry.reason) == ("training_failed", "the reason")

@@ -1,0 +1,216 @@
+"""The trainer's command line: `python -m trimtab.trainer train | roll | backtest`.
+
+The server starts it as a child process; a person may do so too. The thread pools of Polars, OpenMP
+and OpenBLAS are sized when those libraries are imported, so nothing heavy is imported at the top of
+this file, and a command sets the sizes before it imports its work.
+
+Exit codes: 0 done (a version was published), 1 failed, 2 wrong usage, 3 refused by a gate.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import backtest_command
+
+FAILED = 1
+REFUSED = 3
+
+app = typer.Typer(
+    help="Trains models, rolls traffic logs, replays history.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelsDir = Annotated[
+    Path,
+    typer.Option("--models-dir", help="The directory of models.", exists=True, file_okay=False),
+]
+ModelName = Annotated[str, typer.Option("--model", help="The model's name.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads to use; else POLARS_MAX_THREADS and OMP_NUM_THREADS hold, or 1.",
+    ),
+]
+ExitWithParent = Annotated[
+    bool,
+    typer.Option(
+        "--exit-with-parent", help="End when standard input, a pipe from the parent, ends."
+    ),
+]
+
+
+class ProgressMode(StrEnum):
+    JSON = "json"
+    RICH = "rich"
+    NONE = "none"
+
+
+def limit_threads(threads: int | None) -> None:
+    """Sizes the thread pools; None: one thread where the environment does not say otherwise.
+
+    Only of use before polars, numpy and scikit-learn are imported.
+    """
+    for name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        if threads is None:
+            os.environ.setdefault(name, "1")
+        else:
+            os.environ[name] = str(threads)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # the Linux wheel would phone home
+
+
+app.command("backtest")(backtest_command.backtest)
+
+
+@app.command()
+def train(
+    models_dir: ModelsDir,
+    model: ModelName,
+    actor: Annotated[str, typer.Option(help="Who asks for it, for the history.")] = "trainer",
+    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    trigger: Annotated[str, typer.Option(help="What set it off, a JSON object.")] = "{}",
+    event_time_ms: Annotated[
+        int | None, typer.Option(help="The loop's time, in milliseconds since the epoch.")
+    ] = None,
+    progress: Annotated[
+        ProgressMode, typer.Option(help="json: lines on standard output, for a program.")
+    ] = ProgressMode.RICH,
+    record: Annotated[
+        bool, typer.Option("--record", help="Enter a refusal or failure into the history.")
+    ] = False,
+    threads: Threads = None,
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Trains a model by its recipe; publishes it as a version if it passes every gate."""
+    try:
+        set_off_by = json.loads(trigger)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--trigger") from error
+    if not isinstance(set_off_by, dict):
+        raise typer.BadParameter("must be a JSON object", param_hint="--trigger")
+    limit_threads(threads)
+    _follow_parent(exit_with_parent)
+
+    from .progress import progress_of
+
+    told = progress_of(progress.value)
+    told.stage("start", "loading libraries")
+
+    from .training import TrainingRequest, TrainingResult, record_failure
+    from .training import train as run
+
+    request = TrainingRequest(models_dir, model, actor, reason, set_off_by, event_time_ms, record)
+    try:
+        result = run(request, told)
+    except Exception as error:  # noqa: BLE001  the process's edge
+        result = TrainingResult("failed", _sentence(error))
+        try:
+            record_failure(request, result.reason)
+        except Exception:  # noqa: BLE001  the failure itself is still to be told
+            traceback.print_exc()
+    finally:
+        told.close()
+    if progress is ProgressMode.JSON:
+        print(json.dumps({"result": result.to_dict()}), flush=True)
+    elif result.outcome == "published":
+        print(f"published {result.reason}")
+    if result.outcome == "failed":
+        print(f"error: {result.reason}", file=sys.stderr)
+        raise typer.Exit(FAILED)
+    if result.outcome == "refused":
+        print(f"refused by the gate {result.reason}", file=sys.stderr)
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def roll(
+    models_dir: ModelsDir,
+    model: ModelName,
+    keep_days: Annotated[
+        int, typer.Option(min=0, help="Days of traffic to keep, by event time; 0: all.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    threads: Threads = None,
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Turns closed traffic and label files into Parquet."""
+    limit_threads(threads)
+    _follow_parent(exit_with_parent)
+
+    import dataclasses
+
+    from trimtab.registry.directory import Registry
+
+    from .log_reader import roll as run
+    from .trainer_lock import trainer_lock
+
+    try:
+        data = Registry(models_dir).data_path(model)
+        with trainer_lock(data, model):
+            done = run(data, keep_days)
+    except Exception as error:  # noqa: BLE001  the process's edge
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        raise typer.Exit(FAILED) from None
+    if as_json:
+        print(json.dumps(dataclasses.asdict(done)))
+    else:
+        print(f"rolled {done.files} files with {done.rows:,} rows into Parquet")
+        if done.torn_bytes:
+            print(f"{done.torn_bytes} bytes were no whole frame; the files are kept as damaged-*")
+
+
+def _sentence(error: Exception) -> str:
+    """What is said of an error: its message if it was written for people, else also the traceback."""
+    from trimtab.registry.errors import RegistryError
+
+    from .errors import TrainingError
+
+    if isinstance(error, TrainingError | RegistryError):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return "the training ran out of memory; window_rows in the recipe makes it smaller"
+    if isinstance(error, OSError):
+        return " ".join(str(error).split())
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _leave(number: int, frame: Any) -> None:
+    """SIGTERM: unwinds, so that what was staged is removed."""
+    raise SystemExit(128 + number)
+
+
+def _follow_parent(wanted: bool) -> None:
+    """From now on SIGTERM unwinds, and the end of standard input is a SIGTERM if that is wanted."""
+    signal.signal(signal.SIGTERM, _leave)
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if wanted:
+        threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["backtest"]:
+        limit_threads(os.cpu_count() or 1)
+        backtest_command.main(sys.argv[2:])  # under the name that its users know it by
+    app()
+
+
+if __name__ == "__main__":
+    main()
