@@ -1,0 +1,307 @@
+"""Numeric and category histograms against naive ones, and windows against their rows."""
+
+import math
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from trimtab._native.histogram import CategoryHistogram, Histogram, NumericHistogram
+
+DTYPES = ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
+# Few enough to collide with edges, and the values that kernels get wrong.
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 1e-45, 3.4e38, -3.4e38, np.inf, -np.inf]
+
+
+def naive(batch: NDArray[Any], edges: Sequence[NDArray[np.float32]], slots: int) -> NDArray[Any]:
+    counts = np.zeros((len(edges), slots), np.uint64)
+    with np.errstate(over="ignore"):
+        values = batch.astype(np.float32)
+    for row in values.tolist():
+        for column, x in enumerate(row):
+            below = sum(x >= edge for edge in edges[column].tolist())
+            counts[column, -1 if math.isnan(x) else below] += 1
+    return counts
+
+
+@st.composite
+def edge_rows(draw: st.DrawFn, most: int = 20) -> NDArray[np.float32]:
+    values = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32, allow_nan=False))
+    return np.unique(np.array(draw(st.lists(values, max_size=most)), np.float32))
+
+
+@st.composite
+def batches(draw: st.DrawFn, edges: Sequence[NDArray[np.float32]], dtype: str) -> NDArray[Any]:
+    rows = draw(st.integers(0, 20))
+    if dtype == "?":
+        return draw(hnp.arrays(dtype, (rows, len(edges))))
+    if dtype[0] in "iu":
+        return draw(hnp.arrays(dtype, (rows, len(edges))))
+    pool = [*SPECIAL, np.nan, *np.concatenate(edges).tolist()]
+    near = st.sampled_from(pool).flatmap(
+        lambda x: st.sampled_from(
+            [x, float(np.nextafter(np.float64(x), np.inf)), float(np.nextafter(x, -np.inf))]
+        )
+    )
+    width = {"f4": 32, "f8": 64}[dtype]
+    if width == 32:
+        near = st.sampled_from(pool)
+    return draw(hnp.arrays(dtype, (rows, len(edges)), elements=near))
+
+
+@given(st.data(), st.sampled_from(DTYPES), st.integers(1, 18))
+@settings(max_examples=60, deadline=None)
+def test_numeric_counts_equal_the_naive_ones(data: st.DataObject, dtype: str, columns: int) -> None:
+    edges = [data.draw(edge_rows()) for _ in range(columns)]
+    batch = data.draw(batches(edges, dtype))
+    histogram = NumericHistogram(edges, 2)
+    histogram.update(batch)
+    assert histogram.slots == max(len(row) for row in edges) + 2
+    np.testing.assert_array_equal(histogram.window(), naive(batch, edges, histogram.slots))
+
+
+@pytest.mark.parametrize("columns", [*range(1, 10), 16, 17, 600])
+@pytest.mark.parametrize("bins", [1, 2, 4, 5, 64, 255, 256])
+def test_every_width_and_number_of_bins_counts_every_row_of_a_long_batch(
+    columns: int, bins: int
+) -> None:
+    rng = np.random.default_rng(columns * 1000 + bins)
+    edges = [np.unique(rng.normal(size=bins - 1).astype(np.float32)) for _ in range(columns)]
+    batch = rng.normal(size=(1500 if columns < 20 else 50, columns)).astype(np.float32)
+    batch[rng.random(batch.shape) < 0.1] = np.nan
+    for column in range(columns):
+        exact = rng.random(len(batch)) < 0.2
+        if bins > 1:
+            batch[exact, column] = rng.choice(edges[column], exact.sum())
+    histogram = NumericHistogram(edges, 1)
+    histogram.update(batch)
+    expected = np.zeros((columns, histogram.slots), np.uint64)
+    for column, row in enumerate(edges):
+        x = batch[:, column]
+        found = np.searchsorted(row, x[~np.isnan(x)], side="right")
+        expected[column, : len(row) + 1] = np.bincount(found, minlength=len(row) + 1)
+        expected[column, -1] = np.isnan(x).sum()
+    np.testing.assert_array_equal(histogram.total(), expected)
+
+
+def test_a_value_is_rounded_to_float32_before_it_is_compared() -> None:
+    edge = np.float32(0.1)
+    histogram = NumericHistogram([np.array([edge])], 1)
+    histogram.update(np.array([[0.1], [np.nextafter(float(edge), 0)], [float(edge) - 1e-8]]))
+    assert histogram.window().tolist() == [[1, 2, 0]]
+
+
+def test_an_integer_is_rounded_once() -> None:
+    value = 2**60 + 2**36 + 1  # rounds up, but to even if it went through float64 first
+    histogram = NumericHistogram([np.array([np.float32(2**60 + 2**37)])], 1)
+    histogram.update(np.array([[value]], np.int64))
+    assert histogram.window().tolist() == [[0, 1, 0]]
+
+
+def test_bools_count_as_zero_and_one_whatever_their_byte() -> None:
+    histogram = NumericHistogram([np.array([1, 2], np.float32)], 1)
+    histogram.update(np.frombuffer(bytes([0, 1, 255]), np.bool_).reshape(-1, 1))
+    assert histogram.window().tolist() == [[1, 2, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i8", "u2"])
+def test_an_array_that_is_not_aligned_is_counted_too(dtype: str) -> None:
+    raw = b"x" + np.arange(40, dtype=dtype).tobytes()
+    batch = np.frombuffer(raw, np.uint8)[1:].view(dtype).reshape(-1, 4)
+    assert not batch.flags.aligned
+    histogram = NumericHistogram([np.array([20], np.float32)] * 4, 1)
+    histogram.update(batch)
+    assert histogram.window().tolist() == [[5, 5, 0]] * 4
+
+
+def test_a_column_without_edges_has_one_bin() -> None:
+    histogram = NumericHistogram([np.empty(0, np.float32)], 1)
+    histogram.update(np.array([[1.0], [np.nan], [-np.inf]], np.float32))
+    assert histogram.window().tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (np.zeros(2, np.float32), r"shape \(2,\), expected \(rows, 2\)"),
+        (np.zeros((2, 3), np.float32), r"shape \(2, 3\), expected \(rows, 2\)"),
+        (np.zeros((2, 2), np.float16), "elements of type 'e'"),
+        (np.zeros((2, 2), ">f4"), "elements of type '>f'"),
+        (np.zeros((2, 2), np.complex64), "elements of type 'Zf'"),
+        (np.array([["a", "b"]], dtype=object), "elements of type 'O'"),
+        (np.zeros((2, 4), np.float32)[:, ::2], "not C-contiguous"),
+    ],
+)
+def test_a_batch_of_another_kind_is_refused_and_counts_nothing(
+    batch: NDArray[Any], message: str
+) -> None:
+    histogram = NumericHistogram([np.array([0], np.float32)] * 2, 1)
+    with pytest.raises(ValueError, match=message):
+        histogram.update(batch)
+    assert not histogram.total().any()
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        ([1, 1], "edge 1 is 1.0 after 1.0"),
+        ([2, 1], "edge 1 is 1.0 after 2.0"),
+        ([np.nan], "edge 0 is nan"),
+        ([0.0, -0.0], "edge 1 is -0.0 after 0.0"),
+        ([[1, 2]], "have 2 dimensions, not 1"),
+        (range(256), "has 257 bins, the limit is 256"),
+    ],
+)
+def test_edges_that_make_no_bins_are_refused(edges: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NumericHistogram([np.array(edges, np.float32)], 1)
+
+
+def test_a_histogram_has_columns_panes_and_a_kind() -> None:
+    with pytest.raises(TypeError, match="numeric or of categories"):
+        Histogram()
+    with pytest.raises(MemoryError):
+        NumericHistogram([np.empty(0, np.float32)], 2**62)
+    with pytest.raises(ValueError, match="at least 1 column"):
+        NumericHistogram([], 1)
+    with pytest.raises(ValueError, match="panes must be at least 1, not 0"):
+        NumericHistogram([np.empty(0, np.float32)], 0)
+    assert repr(NumericHistogram([np.empty(0, np.float32)], 3)) == (
+        "NumericHistogram(columns=1, slots=2, panes=3)"
+    )
+
+
+@given(st.integers(1, 4), st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=30))
+@settings(deadline=None)
+def test_the_window_equals_the_rows_of_its_panes(panes: int, steps: list[int | None]) -> None:
+    """None closes a pane, a number is a batch of that many rows."""
+    edges = [np.array([0, 1], np.float32), np.array([0.5], np.float32)]
+    histogram = NumericHistogram(edges, panes)
+    rng = np.random.default_rng(0)
+    nothing = np.empty((0, 2), np.float32)
+    rows = [nothing]
+    for step in steps:
+        if step is None:
+            histogram.advance()
+            rows.append(nothing)
+        else:
+            batch = rng.normal(size=(step, 2)).astype(np.float32)
+            histogram.update(batch)
+            rows[-1] = np.concatenate([rows[-1], batch])
+        window = np.concatenate(rows[-panes:])
+        np.testing.assert_array_equal(histogram.window(), naive(window, edges, 4))
+        np.testing.assert_array_equal(histogram.total(), naive(np.concatenate(rows), edges, 4))
+    histogram.reset()
+    assert not histogram.window().any()
+    assert not histogram.total().any()
+
+
+def wire(values: Sequence[bytes]) -> bytes:
+    return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+# Lengths around the hash's steps of 4 and 8 bytes, in a small alphabet: near misses abound.
+CATEGORY = st.text("ab\0", max_size=18).map(str.encode)
+
+
+@given(st.data(), st.integers(1, 4), st.integers(0, 12))
+@settings(max_examples=60, deadline=None)
+def test_categories_are_counted_as_a_dict_would(
+    data: st.DataObject, columns: int, rows: int
+) -> None:
+    kept, rare, lookup = [], [], []
+    for _ in range(columns):
+        known = data.draw(st.lists(CATEGORY.filter(bool), unique=True, max_size=40))
+        cut = data.draw(st.integers(0, len(known)))
+        kept.append(known[:cut])
+        rare.append(known[cut:])
+        lookup.append({b"": cut + 2} | {category: min(i, cut) for i, category in enumerate(known)})
+    size = rows * columns
+    pool = st.one_of(CATEGORY, st.sampled_from([b"", *(c for k in kept + rare for c in k)]))
+    values = data.draw(st.lists(pool, min_size=size, max_size=size))
+    histogram = CategoryHistogram(kept, rare, 1)
+    histogram.update(wire(values), rows)
+    expected = np.zeros((columns, max(map(len, kept)) + 3), np.uint64)
+    for i, value in enumerate(values):
+        column = i % columns
+        expected[column, lookup[column].get(value, len(kept[column]) + 1)] += 1
+    np.testing.assert_array_equal(histogram.window(), expected)
+
+
+def test_ten_thousand_categories_are_told_apart() -> None:
+    known = [f"category-{i:05d}".encode() for i in range(10_000)]
+    histogram = CategoryHistogram([known[:256]], [known[256:]], 1)
+    histogram.update(wire([*known, b"category-10000", b"", b"c" * 5000]), len(known) + 3)
+    counts = histogram.window()[0]
+    assert counts[:256].tolist() == [1] * 256
+    assert counts[256:].tolist() == [10_000 - 256, 2, 1]
+
+
+def test_torn_or_miscounted_categories_are_refused_and_count_nothing() -> None:
+    histogram = CategoryHistogram([[b"a"], [b"b"]], [[], []], 1)
+    raw = wire([b"a", b"b", b"a", b"b"])
+    with pytest.raises(ValueError, match="torn: element 3 has 0 of its 1 bytes"):
+        histogram.update(raw[:-1], 2)
+    with pytest.raises(ValueError, match="holds 4 elements, 3 rows of 2 columns need 6"):
+        histogram.update(raw, 3)
+    with pytest.raises(ValueError, match="-2 rows of 2 columns"):
+        histogram.update(raw, -2)
+    assert not histogram.total().any()
+
+
+def test_category_lists_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ValueError, match="lists category b'a' twice"):
+        CategoryHistogram([[b"a"]], [[b"a"]], 1)
+    with pytest.raises(ValueError, match="lists the empty category"):
+        CategoryHistogram([[b""]], [[]], 1)
+    with pytest.raises(TypeError, match="category 'a' of column 0 is str, not bytes"):
+        CategoryHistogram([["a"]], [[]], 1)  # type: ignore[list-item]  # on purpose
+    with pytest.raises(ValueError, match="kept categories of 1 columns, rare ones of 2"):
+        CategoryHistogram([[]], [[], []], 1)
+
+
+def numeric_writer(rows: int) -> tuple[Histogram, Any]:
+    histogram = NumericHistogram([np.linspace(-2, 2, 63, dtype=np.float32)] * 12, 4)
+    batch = np.random.default_rng(0).normal(size=(rows, 12)).astype(np.float32)
+    return histogram, lambda: histogram.update(batch)
+
+
+def category_writer(rows: int) -> tuple[Histogram, Any]:
+    histogram = CategoryHistogram([[b"a", b"b"]] * 12, [[b"c"]] * 12, 4)
+    raw = wire([bytes([97 + i % 5]) for i in range(rows * 12)])
+    return histogram, lambda: histogram.update(raw, rows)
+
+
+@pytest.mark.parametrize("writer", [numeric_writer, category_writer])
+def test_a_reader_sees_whole_updates_only_while_a_writer_counts(writer: Any) -> None:
+    rows, updates, per_pane = 997, 400, 10
+    histogram, update = writer(rows)
+    done = threading.Event()
+
+    def write() -> None:
+        for i in range(updates):
+            update()
+            if (i + 1) % per_pane == 0:
+                histogram.advance()
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    last = 0
+    while not done.is_set():
+        window, total = histogram.window(), histogram.total()
+        in_window = set(window.sum(axis=1).tolist())
+        in_total = set(total.sum(axis=1).tolist())
+        assert len(in_window) == len(in_total) == 1  # every column has seen the same rows
+        assert in_window.pop() % rows == 0
+        assert last <= (last := in_total.pop())
+        assert last % rows == 0
+    thread.join()
+    assert set(histogram.total().sum(axis=1).tolist()) == {rows * updates}
