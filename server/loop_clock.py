@@ -1,0 +1,53 @@
+"""The loop's clock of one model: event time where requests carry it, else the wall's.
+
+From the first request with an `event_time` on, the clock is the latest event time seen, so that a
+replay of last year goes through cooldowns and budgets as last year did. It never goes back, and
+times more than a day ahead of the wall clock are not believed: one wrong timestamp must not stop
+the loop for years. Labels move the clock too once requests have set it going; alone they do not, as
+they often tell of long ago.
+
+`seen` is called by executors and handlers, `reading` by the control loop.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_MAX_AHEAD_MS = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the clock showed at one moment."""
+
+    ms: int
+    is_event_time: bool
+
+
+class LoopClock:
+    """Any thread may call any method."""
+
+    def __init__(self, wall: Callable[[], int]) -> None:
+        self._wall = wall
+        self._lock = threading.Lock()  # guards _latest
+        self._latest: int | None = None
+
+    def seen(self, event_time_ms: int) -> None:
+        """A request took place then."""
+        latest = self._latest
+        if latest is not None and event_time_ms <= latest:
+            return
+        if event_time_ms > self._wall() + _MAX_AHEAD_MS:
+            return
+        with self._lock:
+            if self._latest is None or event_time_ms > self._latest:
+                self._latest = event_time_ms
+
+    def label_seen(self, event_time_ms: int) -> None:
+        """A label became known then."""
+        if self._latest is not None:
+            self.seen(event_time_ms)
+
+    def reading(self) -> Reading:
+        latest = self._latest
+        return Reading(self._wall(), False) if latest is None else Reading(latest, True)

@@ -1,0 +1,81 @@
+"""What trainings a model had, as far as the trigger needs to know; read from the history at start.
+
+An immutable value with one method per thing that can happen. It is rebuilt from history.jsonl, so
+cooldown, budget, back-off and the circuit breaker hold across restarts of the server. A training
+that was cut short because the server stopped is no failure and counts for the budget alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+_KEPT_STARTS = 1000  # more than any budget per day
+
+
+class Entry(Protocol):
+    """A line of the history."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def event_time_ms(self) -> int: ...
+    @property
+    def evidence(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPast:
+    """See trigger.TriggerSnapshot for what the fields are for."""
+
+    started: int = 0  # trainings ever started by a server
+    starts_ms: tuple[int, ...] = ()
+    last_training_ms: int | None = None
+    labels_at_last: int = 0  # labels in the log as the last one that did not fail began
+    failures: int = 0
+    last_failure_ms: int | None = None
+    open_ms: int | None = None  # start of the one that runs
+    open_labels: int = 0
+
+    def start(self, now_ms: int, labels: int) -> "TrainingPast":
+        return replace(
+            self,
+            started=self.started + 1,
+            starts_ms=(*self.starts_ms[-_KEPT_STARTS:], now_ms),
+            open_ms=now_ms,
+            open_labels=labels,
+        )
+
+    def finish(self) -> "TrainingPast":
+        """It gave a result: a version, or a refusal."""
+        return replace(
+            self,
+            last_training_ms=self.open_ms,
+            labels_at_last=self.open_labels,
+            failures=0,
+            last_failure_ms=None,
+            open_ms=None,
+        )
+
+    def fail(self, now_ms: int) -> "TrainingPast":
+        return replace(self, failures=self.failures + 1, last_failure_ms=now_ms, open_ms=None)
+
+    def interrupt(self) -> "TrainingPast":
+        """The server stopped, or was killed, while it ran."""
+        return replace(self, open_ms=None)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> "TrainingPast":
+        """From a model's history, oldest first."""
+        past = cls()
+        for entry in entries:
+            if entry.kind == "training_started":
+                labels = entry.evidence.get("labels_total", 0)
+                past = past.start(entry.event_time_ms, labels if isinstance(labels, int) else 0)
+            elif past.open_ms is None:
+                continue  # a training by hand, outside the server
+            elif entry.kind in ("published", "refused"):
+                past = past.finish()
+            elif entry.kind == "training_failed":
+                interrupted = bool(entry.evidence.get("interrupted"))
+                past = past.interrupt() if interrupted else past.fail(entry.event_time_ms)
+        return past
