@@ -1,0 +1,156 @@
+"""The application: every object of a running server, made and joined here and nowhere else.
+
+    client → frontend → inference service → executor (of the version that the lifecycle resolves)
+                                               └ tap → traffic log, drift monitor
+    feedback service → label log ─┐                           │
+    admin service ────────────────┴→ control loop ←───────────┘
+                                        └→ trainer process → registry → lifecycle (swap)
+
+Starting: take the directory, listen, load what should be loaded, then say so. The ports are bound
+before models load, so that a taken port is known at once and probes are answered meanwhile.
+Stopping: refuse new requests, finish what is queued within the grace, end trainings, close the logs.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from trimtab.registry.directory import Registry
+
+from .admin_service import AdminService
+from .config import ServerConfig
+from .control_loop import ControlLoop
+from .events import EventBus
+from .feedback_service import FeedbackService
+from .inference_service import InferenceService
+from .lifecycle import ModelManager
+from .portable_frontend import PortableFrontend
+from .server_lock import ServerLock
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a started server answers."""
+
+    inference_port: int
+    admin_port: int
+    frontend: str
+
+
+class Application:
+    """One server. `start` and `stop` once each, in one event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        listen = config.server
+        registry = Registry(config.models_dir)
+        self._lock = ServerLock(config.models_dir)
+        self._events = EventBus(registry.model)
+        self._control = ControlLoop(registry, config, self._events)
+        self._models = ModelManager(
+            registry,
+            config,
+            tap_factory=self._control.tap_for,
+            on_champion_changed=self._control.champion_changed,
+            on_event=self._control.lifecycle_event,
+        )
+        self._inference = InferenceService(
+            self._models,
+            max_request_rows=config.batching.max_request_rows,
+            server_version=version("trimtab"),
+        )
+        feedback = FeedbackService(
+            lambda model: self._models.status(model) is not None,
+            self._control.model,
+            max_request_rows=config.batching.max_request_rows,
+        )
+        admin = AdminService(registry, self._models, self._control, self._events)
+        self._inference_frontend = PortableFrontend(
+            f"{listen.host}:{listen.port}",
+            {**self._inference.handlers(), **feedback.handlers()},
+            max_message_bytes=listen.max_message_bytes,
+        )
+        self._admin_frontend = PortableFrontend(
+            f"{listen.admin_host}:{listen.admin_port}",
+            admin.handlers(),
+            max_message_bytes=listen.max_message_bytes,
+        )
+
+    async def start(self) -> Listening:
+        """Returns once every model that should answer does, or is known not to.
+
+        Raises AlreadyServedError, or OSError for a port or directory that cannot be had; nothing
+        runs then.
+        """
+        listen = self._config.server
+        self._lock.take()
+        try:
+            inference_port = await self._inference_frontend.start()
+            admin_port = await self._admin_frontend.start()
+            self._control.start(self._models)
+            await asyncio.to_thread(self._models.start)
+            self._lock.tell(
+                f"{_reachable(listen.host)}:{inference_port}",
+                f"{_reachable(listen.admin_host)}:{admin_port}",
+            )
+        except BaseException:
+            await self.stop(grace_s=0.0)
+            raise
+        return Listening(inference_port, admin_port, "portable")
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Ends everything in order; requests under way have `grace_s` seconds (else the setting's)."""
+        grace = self._config.server.grace_s if grace_s is None else grace_s
+        ends = asyncio.get_running_loop().time() + grace
+        self._inference.stop_accepting()
+        self._events.close()
+        await asyncio.gather(self._inference_frontend.stop(grace), self._admin_frontend.stop(grace))
+        left = max(0.0, ends - asyncio.get_running_loop().time())
+        await asyncio.to_thread(self._models.stop, left)
+        await asyncio.to_thread(self._control.stop)
+        self._lock.release()
+
+
+async def run(config: ServerConfig, on_ready: Callable[[Listening], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends the grace at once.
+
+    Raises what `Application.start` raises.
+    """
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    stopping: asyncio.Task[None] | None = None
+
+    def on_signal() -> None:
+        if asked.is_set() and stopping is not None:
+            _log.warning("asked again to stop: not waiting for the requests under way")
+            stopping.cancel()
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    application = Application(config)
+    starting = asyncio.ensure_future(application.start())
+    waiting = asyncio.ensure_future(asked.wait())
+    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    listening = (
+        await starting
+    )  # asked to stop while loading: loading one model cannot be broken off
+    if not asked.is_set():
+        on_ready(listening)
+        await waiting
+    _log.info("stopping: requests under way have %g s", config.server.grace_s)
+    stopping = asyncio.ensure_future(application.stop())
+    try:
+        await stopping
+    except asyncio.CancelledError:
+        await application.stop(grace_s=0.0)
+
+
+def _reachable(host: str) -> str:
+    """The address that a client on this machine uses for a server listening on `host`."""
+    return "127.0.0.1" if host in ("0.0.0.0", "", "[::]", "::") else host

@@ -1,0 +1,36 @@
+"""How a service offers its methods to a frontend: full method name to a handler of raw bytes.
+
+A service decodes its own requests and encodes its own replies, so that one set of handlers serves
+every transport, and a transport knows no message. A handler raises a `TrimtabError` for what the
+caller should be told and leaves status codes to the frontend. Handlers run on the frontend's event
+loop and must not block it; a call that the client cancelled, or whose deadline passed, is cancelled
+as an asyncio task.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What a handler may know about a call beyond its message."""
+
+    deadline: float | None = None  # time.monotonic() seconds; None: the client set none
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryHandler:
+    """One request, one reply."""
+
+    handle: Callable[[bytes, CallContext], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHandler:
+    """One request, any number of replies; the iterator is closed when the client leaves."""
+
+    handle: Callable[[bytes, CallContext], AsyncIterator[bytes]]
+
+
+Handler = UnaryHandler | StreamHandler

@@ -1,0 +1,123 @@
+"""What an unmodified tritonclient sees of a server. Runs in build/conformance-venv, not in ours.
+
+    python client.py PORT JOB.json INPUTS.npz FACTS.json OUTPUTS.npz
+
+JOB.json says which requests to send, INPUTS.npz has their arrays as `<case>/<input>` (strings as
+unicode arrays). OUTPUTS.npz gets the replies' arrays as `<case>/<output>`, FACTS.json all the rest.
+"""
+
+import functools
+import json
+import queue
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton  # type: ignore[import-not-found]  # not in our environment
+from tritonclient.utils import (  # type: ignore[import-not-found]
+    InferenceServerException,
+    np_to_triton_dtype,
+)
+
+
+def as_sent(array: Any) -> Any:
+    """Strings as the bytes objects that tritonclient serialises."""
+    if array.dtype.kind != "U":
+        return array
+    return np.array([text.encode() for text in array.ravel()], dtype=object).reshape(array.shape)
+
+
+def as_kept(array: Any) -> Any:
+    if array.dtype != object:
+        return array
+    return np.array([text.decode() for text in array.ravel()], dtype=np.str_).reshape(array.shape)
+
+
+def infer_input(name: str, array: Any) -> Any:
+    sent = as_sent(array)
+    made = triton.InferInput(name, list(sent.shape), np_to_triton_dtype(sent.dtype))
+    made.set_data_from_numpy(sent)
+    return made
+
+
+def arguments(case: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model_name": case["model"],
+        "model_version": case.get("version", ""),
+        "request_id": case.get("id", ""),
+        "parameters": case.get("parameters"),
+        "timeout": case.get("timeout"),
+        "priority": 1,
+        "inputs": [infer_input(name, arrays[f"{case['name']}/{name}"]) for name in case["inputs"]],
+        "outputs": [triton.InferRequestedOutput(name) for name in case["outputs"]] or None,
+    }
+
+
+def main() -> None:
+    port, job_file, inputs_file, facts_file, outputs_file = sys.argv[1:]
+    job = json.loads(Path(job_file).read_text())
+    with np.load(inputs_file) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}")
+    facts: dict[str, Any] = {
+        "live": client.is_server_live(),
+        "ready": client.is_server_ready(),
+        "model_ready": {name: client.is_model_ready(name) for name in job["models"]},
+        "server": client.get_server_metadata(as_json=True),
+        "metadata": {
+            name: client.get_model_metadata(name, as_json=True) for name in job["metadata"]
+        },
+        "index": client.get_model_repository_index(as_json=True),
+        "replies": {},
+        "asynchronous": {},
+        "errors": {},
+    }
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str, result: Any) -> None:
+        reply = result.get_response()
+        facts["replies"][name] = {
+            "id": reply.id,
+            "version": reply.model_version,
+            "outputs": [[each.name, each.datatype, list(each.shape)] for each in reply.outputs],
+        }
+        for each in reply.outputs:
+            outputs[f"{name}/{each.name}"] = as_kept(result.as_numpy(each.name))
+
+    answers: queue.Queue[tuple[str, Any, Any]] = queue.Queue()
+    for case in job["cases"]:
+        keep(case["name"], client.infer(**arguments(case, arrays)))
+    # And once more without waiting for one another, so that requests meet in the server.
+    for case in job["cases"]:
+        client.async_infer(
+            callback=functools.partial(_answered, answers, case["name"]), **arguments(case, arrays)
+        )
+    for _ in job["cases"]:
+        name, result, error = answers.get(timeout=30)
+        facts["asynchronous"][name] = str(error) if error else _equal(name, result, outputs)
+    for case in job["errors"]:
+        try:
+            client.infer(**arguments(case, arrays))
+            facts["errors"][case["name"]] = ["OK", ""]
+        except InferenceServerException as error:
+            facts["errors"][case["name"]] = [error.status(), error.message()]
+    client.close()
+    Path(facts_file).write_text(json.dumps(facts))
+    np.savez(outputs_file, **outputs)
+
+
+def _answered(answers: Any, name: str, result: Any, error: Any) -> None:
+    answers.put((name, result, error))
+
+
+def _equal(name: str, result: Any, outputs: dict[str, Any]) -> bool:
+    """Whether the reply equals the one that was kept."""
+    return all(
+        np.array_equal(as_kept(result.as_numpy(each.name)), outputs[f"{name}/{each.name}"])
+        for each in result.get_response().outputs
+    )
+
+
+if __name__ == "__main__":
+    main()

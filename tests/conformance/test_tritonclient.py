@@ -1,0 +1,283 @@
+"""An unmodified tritonclient in its own process gets what onnxruntime computes."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from tests import models
+from tests.live import served
+
+SCRIPT = Path(__file__).with_name("client.py")
+EVENT_TIME_MS = 1_370_000_000_000
+NUMERIC: dict[str, NDArray[Any]] = {
+    "FP32": np.array([[0.5, -1e30], [np.inf, -0.0]], dtype=np.float32),
+    "FP64": np.array([[0.1, 1e300], [-1.5, 0.0]], dtype=np.float64),
+    "FP16": np.array([[0.5, -2.0], [65504.0, 0.0]], dtype=np.float16),
+    "INT8": np.array([[-128, 127], [0, 1]], dtype=np.int8),
+    "INT32": np.array([[-(2**31), 2**31 - 1], [0, 1]], dtype=np.int32),
+    "INT64": np.array([[-(2**63), 2**63 - 1], [0, 1]], dtype=np.int64),
+    "UINT8": np.array([[0, 255], [1, 2]], dtype=np.uint8),
+    "UINT64": np.array([[0, 2**64 - 1], [1, 2]], dtype=np.uint64),
+    "BOOL": np.array([[True, False], [False, True]]),
+}
+WORDS = np.array([["EWR", ""], ["Zürich", "a\nb"]])
+
+
+@dataclass
+class Session:
+    """One run of the client against one server."""
+
+    models_dir: Path
+    cases: list[dict[str, Any]]
+    inputs: dict[str, NDArray[Any]]
+    facts: dict[str, Any]
+    outputs: dict[str, NDArray[Any]]
+    event_times: list[int | None]
+
+    def case(self, name: str) -> dict[str, Any]:
+        return next(case for case in self.cases if case["name"] == name)
+
+
+def case(
+    name: str,
+    model: str,
+    inputs: dict[str, NDArray[Any]],
+    *,
+    outputs: list[str] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    return {"name": name, "model": model, "inputs": inputs, "outputs": outputs or [], **fields}
+
+
+def good_cases() -> list[dict[str, Any]]:
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(7, 30)).astype(np.float32)
+    flight: dict[str, NDArray[Any]] = {
+        "numeric": np.array([[1, 2], [3, -9]], dtype=np.float32),
+        "categorical": np.array([["UA"], ["Ünited"]]),
+    }
+    return [
+        *[
+            case(f"identity {name}", f"identity_{name.lower()}", {"in0": array})
+            for name, array in NUMERIC.items()
+        ],
+        case("identity BYTES", "identity_bytes", {"in0": WORDS}),
+        case("one row", "logistic", {"input": rows[:1]}, id="mine"),
+        case("several rows", "logistic", {"input": rows}, version="1"),
+        case("more rows than a batch", "logistic", {"input": np.tile(rows, (10, 1))}),
+        case("several inputs and outputs", "flights", flight),
+        case("requested outputs", "flights", flight, outputs=["label", "variable"]),
+        case(
+            "parameters",
+            "logistic",
+            {"input": rows},
+            parameters={"event_time": EVENT_TIME_MS},
+            timeout=30_000_000,
+        ),
+        case("no batch dimension", "scalar", {"in0": np.array(3.5, dtype=np.float32)}),
+        case("a fixed first dimension", "fixed", {"in0": np.ones((2, 3), dtype=np.float32)}),
+    ]
+
+
+def bad_cases() -> list[dict[str, Any]]:
+    x = np.zeros((1, 30), dtype=np.float32)
+    return [
+        case("unknown model", "nope", {"input": x}),
+        case("unknown version", "logistic", {"input": x}, version="99"),
+        case("broken version", "logistic", {"input": x}, version="2"),
+        case("wrong datatype", "logistic", {"input": x.astype(np.float64)}),
+        case("wrong shape", "logistic", {"input": x[:, :29]}),
+        case("zero rows", "logistic", {"input": x[:0]}),
+        case("unknown output", "logistic", {"input": x}, outputs=["nope"]),
+        case("missing input", "flights", {"numeric": x[:, :2]}),
+        case("extra input", "logistic", {"input": x, "more": x}),
+        case("wrong parameter", "logistic", {"input": x}, parameters={"event_time": "now"}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory, client_python: Path) -> Session:
+    models_dir = tmp_path_factory.mktemp("models")
+    for name in [*NUMERIC, "BYTES"]:
+        models.publish(
+            models_dir, f"identity_{name.lower()}", models.identity([(name, ["N", None])])
+        )
+    models.publish(models_dir, "logistic", models.logistic())
+    models.write(models_dir / "logistic/2", b"garbage")
+    models.publish(models_dir, "flights", models.flights())
+    models.write(models_dir / "scalar/1", models.identity([("FP32", [])]))
+    models.write(models_dir / "fixed/3", models.identity([("FP32", [2, 3])]))
+
+    work = tmp_path_factory.mktemp("client")
+    cases, errors = good_cases(), bad_cases()
+    inputs = {
+        f"{each['name']}/{name}": array
+        for each in [*cases, *errors]
+        for name, array in each["inputs"].items()
+    }
+    job = {
+        "models": ["logistic", "nope", "scalar"],
+        "metadata": ["flights", "fixed"],
+        "cases": [{**each, "inputs": list(each["inputs"])} for each in cases],
+        "errors": [{**each, "inputs": list(each["inputs"])} for each in errors],
+    }
+    (work / "job.json").write_text(json.dumps(job))
+    np.savez(work / "inputs.npz", **inputs)
+    files = [str(work / name) for name in ("job.json", "inputs.npz", "facts.json", "outputs.npz")]
+    with served(models_dir) as server:
+        done = subprocess.run(
+            [str(client_python), str(SCRIPT), str(server.port), *files],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((work / "facts.json").read_text())
+    with np.load(work / "outputs.npz") as archive:
+        outputs = {key: archive[key] for key in archive.files}
+    event_times = [
+        call.event_time_ms
+        for batch in server.observed
+        for call in batch.calls
+        if batch.model == "logistic"
+    ]
+    return Session(models_dir, cases, inputs, facts, outputs, event_times)
+
+
+@pytest.mark.parametrize("name", [each["name"] for each in good_cases()])
+def test_a_reply_holds_what_onnxruntime_computes(session: Session, name: str) -> None:
+    sent = session.case(name)
+    version = session.facts["replies"][name]["version"]
+    direct = onnxruntime.InferenceSession(
+        str(session.models_dir / sent["model"] / version / "model.onnx")
+    )
+    feed = {
+        key: array.astype(object) if array.dtype.kind == "U" else array
+        for key, array in sent["inputs"].items()
+    }
+    names = sent["outputs"] or [each.name for each in direct.get_outputs()]
+    expected = dict(zip(names, direct.run(names, feed), strict=True))
+    assert [each[0] for each in session.facts["replies"][name]["outputs"]] == names
+    for output, value in expected.items():
+        got = session.outputs[f"{name}/{output}"]
+        assert got.shape == value.shape
+        if value.dtype == object:
+            assert got.tolist() == value.tolist()
+        elif name == "more rows than a batch" or value.dtype.kind == "f":
+            np.testing.assert_allclose(got, value, rtol=1e-6)
+        else:
+            assert got.dtype == value.dtype and np.array_equal(got, value)
+
+
+@pytest.mark.parametrize("name", [each["name"] for each in good_cases()])
+def test_requests_that_meet_in_the_server_get_the_same(session: Session, name: str) -> None:
+    assert session.facts["asynchronous"][name] is True
+
+
+def test_ids_are_echoed_or_minted(session: Session) -> None:
+    replies = session.facts["replies"]
+    assert replies["one row"]["id"] == "mine"
+    minted = [reply["id"] for name, reply in replies.items() if name != "one row"]
+    assert all(minted) and len(set(minted)) == len(minted)
+
+
+def test_the_event_time_of_a_tritonclient_is_read(session: Session) -> None:
+    assert session.event_times.count(EVENT_TIME_MS) == 2  # once waited for, once not
+
+
+def test_health(session: Session) -> None:
+    assert (session.facts["live"], session.facts["ready"]) == (True, True)
+    assert session.facts["model_ready"] == {"logistic": True, "nope": False, "scalar": True}
+
+
+def test_metadata(session: Session) -> None:
+    assert session.facts["server"]["name"] == "trimtab"
+    flights = session.facts["metadata"]["flights"]
+    assert flights["platform"] == "onnxruntime_onnx" and flights["versions"] == ["1"]
+    assert flights["inputs"] == [
+        {"name": "numeric", "datatype": "FP32", "shape": ["-1", "2"]},
+        {"name": "categorical", "datatype": "BYTES", "shape": ["-1", "1"]},
+    ]
+    assert [each["name"] for each in flights["outputs"]] == ["variable", "label", "positive"]
+    assert session.facts["metadata"]["fixed"]["inputs"][0]["shape"] == ["2", "3"]
+
+
+def test_the_repository_index(session: Session) -> None:
+    index = {(entry["name"], entry["version"]): entry for entry in session.facts["index"]["models"]}
+    assert index["logistic", "1"]["state"] == "READY"
+    assert index["logistic", "2"]["state"] == "UNAVAILABLE"
+    assert "manifest.json: missing" in index["logistic", "2"]["reason"]
+    assert index["fixed", "3"]["state"] == "READY"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "text"),
+    [
+        (
+            "unknown model",
+            "NOT_FOUND",
+            "Request for unknown model: 'nope' is not found",
+        ),
+        (
+            "unknown version",
+            "NOT_FOUND",
+            "Request for unknown model: 'logistic' version 99 is not found",
+        ),
+        (
+            "broken version",
+            "UNAVAILABLE",
+            "Request for unknown model: 'logistic' version 2 is not at ready state",
+        ),
+        (
+            "wrong datatype",
+            "INVALID_ARGUMENT",
+            "inference input 'input' data-type is 'FP64', but model 'logistic' expects 'FP32'",
+        ),
+        (
+            "wrong shape",
+            "INVALID_ARGUMENT",
+            "unexpected shape for input 'input' for model 'logistic'. Expected [-1,30], got [1,29]",
+        ),
+        (
+            "zero rows",
+            "INVALID_ARGUMENT",
+            "input 'input' for model 'logistic' has zero rows: [0,30]",
+        ),
+        (
+            "unknown output",
+            "INVALID_ARGUMENT",
+            "unexpected inference output 'nope' for model 'logistic'",
+        ),
+        (
+            "missing input",
+            "INVALID_ARGUMENT",
+            (
+                "expected 2 inputs but got 1 inputs for model 'flights'. Got input(s) ['numeric'], "
+                "but missing required input(s) ['categorical']. Please provide all required "
+                "input(s)."
+            ),
+        ),
+        (
+            "extra input",
+            "INVALID_ARGUMENT",
+            "unexpected inference input 'more' for model 'logistic'",
+        ),
+        (
+            "wrong parameter",
+            "INVALID_ARGUMENT",
+            "invalid value type for 'event_time' parameter, expected int64_param.",
+        ),
+    ],
+)
+def test_a_wrong_request_gets_its_status_and_text(
+    session: Session, name: str, code: str, text: str
+) -> None:
+    assert session.facts["errors"][name] == [f"StatusCode.{code}", text]
