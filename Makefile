@@ -26,7 +26,7 @@ $(VENV)/.installed: $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a minute or two the first time) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check pip==$(PIP_VERSION)
-	@CFLAGS="$(STRICT)" $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	@CFLAGS="$(STRICT)" $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 		--build-constraint build-constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -1,0 +1,391 @@
+"""The command line of a backtest: `trimtab backtest`, `python -m trimtab.trainer backtest`.
+
+Reads the options, the data and what is left to infer; runs the backtest; writes the report, the
+plot and the table. Exit codes: 0 done, 1 failed (one sentence on standard error; also when requests
+failed or replies were of the wrong shape, after the report was written), 2 usage, 130 interrupted.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its Linux wheel would phone home
+
+PROG = "trimtab backtest"
+_MARK = ".trimtab-backtest"  # in a directory of models that a backtest made and may replace
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+
+class Task(StrEnum):
+    regression = "regression"
+    classification = "classification"
+    binary = "binary"
+    multiclass = "multiclass"
+
+
+class Metric(StrEnum):
+    mae = "mae"
+    rmse = "rmse"
+    roc_auc = "roc_auc"
+    log_loss = "log_loss"
+    accuracy = "accuracy"
+
+
+class Order(StrEnum):
+    time = "time"
+    shuffle = "shuffle-within-period"
+
+
+_DATA, _REPLAY, _OUT = "Data", "Replay", "Output"
+
+
+@app.command(
+    epilog="Exit codes: 0 done; 1 failed, or requests failed; 2 usage.",
+)
+def backtest(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Parquet or CSV file, one row per event.")
+    ],
+    target: Annotated[
+        str, typer.Option(metavar="COLUMN", help="What is to be predicted.", rich_help_panel=_DATA)
+    ],
+    time: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN",
+            help="When the event took place: a time, a date, or whole seconds, milliseconds, "
+            "microseconds or nanoseconds since 1970.",
+            rich_help_panel=_DATA,
+        ),
+    ],
+    period: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Which period a row belongs to. Default: the calendar months if there are at "
+            "least three, else ten slices of equally many rows.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTH",
+            help="Periods of that length instead, as in 30d, 1w, 1mo, 6h.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    last_period: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            help="Take only the first N periods: a shorter trial.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="Default: two values of the target are binary; text and at most twenty whole "
+            "numbers are multiclass; all else is regression.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    numeric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Columns of numbers to predict from: repeat the option, or separate by commas. "
+            "Default, if --categorical is not given either: every column of numbers.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    categorical: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Columns of text to predict from. Default: every column of text that repeats.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMNS", help="Columns not to predict from.", rich_help_panel=_DATA),
+    ] = None,
+    metric: Annotated[
+        Metric | None,
+        typer.Option(
+            help="Default: mae for a regression, roc_auc for two classes, log_loss for more.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    label_delay: Annotated[
+        str,
+        typer.Option(
+            metavar="LENGTH",
+            help="How long after its event a row's true value becomes known, as in 1d, 6h, 0.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = "1d",
+    order: Annotated[
+        Order,
+        typer.Option(
+            help="time: as it happened. shuffle-within-period: the periods as they happened, the "
+            "rows of each dealt out anew over its times. For data whose neighbours are alike: "
+            "one hour of weather is one sample, however many rows it has, so a window of a few "
+            "hours differs from a whole month, and the drift monitor, which counts rows, would "
+            "take every calm day for a change of the climate.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = Order.time,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of all that is random. The same data, options and seed give the same report, "
+            "but for the timings.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = 0,
+    rows_per_request: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=8192,
+            help="Rows of a request on average: sizes vary from one to twice that.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = 64,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="A setting of the model's trimtab.toml, as in drift.psi=0.1, "
+            "trigger.cooldown_s=3600, recipe.window_rows=20000, recipe.estimator.max_iter=200.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model. Default: that of the file.", rich_help_panel=_REPLAY),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the report as JSON; - is standard output.",
+            allow_dash=True,
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
+    plot_file: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", help="Write the plot.", rich_help_panel=_OUT),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write report.json and report.png there and keep the models with their history "
+            "and the traffic log (DIR/models) and the server's log.",
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
+) -> None:
+    """Replay your labelled history through a real server and see what the loop would have done.
+
+    The first period trains a model. A server is started with it, the rest is replayed through
+    its gRPC port in the order of time, and the true values come in as late as they would have.
+    The loop acts by itself: it notices drift, retrains, checks, promotes or refuses. Period by
+    period the report holds that against a model that is never retrained and against one that is
+    retrained every period.
+
+    `trimtab backtest flights.parquet --target air_time --time time --out report`
+
+    `trimtab backtest loans.csv --target paid --time month --label-delay 30d --json loans.json`
+    """
+    from .backtest_data import DataRequest
+    from .backtest_settings import (
+        BacktestSettings,
+        model_name,
+        parse_duration_ms,
+        parse_overrides,
+    )
+
+    with _usage():
+        settings = BacktestSettings(
+            data=DataRequest(
+                path=data,
+                target=target,
+                time=time,
+                period=period,
+                every=every,
+                task=task.value if task else None,
+                numeric=_columns(numeric),
+                categorical=_columns(categorical),
+                exclude=_columns(exclude),
+                last_period=last_period,
+                order="shuffle-within-period" if order is Order.shuffle else "time",
+                seed=seed,
+            ),
+            model=model or model_name(data),
+            metric=metric.value if metric else None,
+            label_delay_ms=parse_duration_ms(label_delay),
+            rows_per_request=rows_per_request,
+            overrides=parse_overrides(assignments or []),
+        )
+    code = _run(settings, json_file, plot_file, out)
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(settings: Any, json_file: Path | None, plot_file: Path | None, out: Path | None) -> int:
+    from trimtab.registry.errors import RegistryError
+
+    from .backtest import Backtest, BacktestError
+    from .backtest_console import ConsoleObserver
+    from .backtest_data import load
+    from .backtest_processes import ChildError
+    from .errors import TrainingError
+    from .replay import ReplayError
+
+    console = Console(stderr=True)
+    stdout = Console(stderr=json_file == Path("-"))
+    try:
+        dataset = load(settings.data)
+        for note in dataset.notes:
+            console.print(note, markup=False, highlight=False)
+        with _directory(out) as directory, ConsoleObserver(console) as observer:
+            report = asyncio.run(
+                _interruptible(Backtest(dataset, settings, directory, observer).run())
+            )
+            text = report.to_json()
+            for path in _targets(json_file, out, "report.json"):
+                if path == Path("-"):
+                    sys.stdout.write(text)
+                else:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(text, encoding="utf-8")
+            pictures = _targets(plot_file, out, "report.png")
+            if pictures:
+                from .backtest_plot import plot
+
+                for path in pictures:
+                    plot(report, path)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        console.print("interrupted; the server and the trainer were ended")
+        return 130
+    except (
+        BacktestError,
+        ChildError,
+        ReplayError,
+        TrainingError,
+        RegistryError,
+        OSError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    _show(report, stdout, _targets(json_file, out, "report.json"), pictures, out)
+    overall = report.overall
+    if overall.failed_requests or overall.wrong_shapes:
+        reasons = "; ".join(report.environment["failures"])
+        print(
+            f"error: {overall.failed_requests} requests failed and {overall.wrong_shapes} replies "
+            f"had the wrong shape: {reasons}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _show(
+    report: Any, console: Console, documents: list[Path], pictures: list[Path], out: Path | None
+) -> None:
+    from .backtest_report import report_table
+
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(stderr=console.stderr, width=140)
+    console.print()
+    console.print(report_table(report))
+    for what, paths in (("Report", documents), ("Plot", pictures)):
+        for path in paths:
+            if path != Path("-"):
+                console.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
+    if out is not None:
+        text = f"Models: {out / 'models'} (serve them: trimtab serve {out / 'models'})"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _directory(out: Path | None) -> Iterator[Path]:
+    """Where the models and the server's log are: in `out`, else in a directory that vanishes."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="trimtab-backtest-") as path:
+            (Path(path) / "models").mkdir()
+            yield Path(path)
+        return
+    from .backtest import BacktestError
+
+    models = out / "models"
+    if models.exists():
+        if not (models / _MARK).exists():
+            raise BacktestError(
+                f"{models} exists and was not made by a backtest; give another --out"
+            )
+        shutil.rmtree(models)
+    models.mkdir(parents=True)
+    (models / _MARK).touch()
+    yield out
+
+
+async def _interruptible(work: Any) -> Any:
+    """SIGTERM ends the work in order, as Ctrl-C does."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _columns(values: Sequence[str] | None) -> tuple[str, ...]:
+    """`a,b` and repeated options alike; blanks around a name do not count."""
+    names = [name.strip() for value in values or () for name in value.split(",")]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _targets(given: Path | None, out: Path | None, name: str) -> list[Path]:
+    return [*([given] if given else []), *([out / name] if out else [])]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command with these arguments, or the process's own, and exits."""
+    app(args=None if arguments is None else list(arguments), prog_name=PROG)
+
+
+if __name__ == "__main__":
+    main()
