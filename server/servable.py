@@ -202,7 +202,8 @@ def _agreed(
     agreed = []
     for spec in session:
         names = columns[spec.name]
-        if names and (len(spec.shape) != 2 or spec.shape[1] not in (-1, len(names))):
+        width = (*spec.shape[1:], 1)[0] if 1 <= len(spec.shape) <= 2 else None
+        if names and width not in (-1, len(names)):
             raise LoadError(
                 f"the manifest names {len(names)} columns of '{spec.name}', whose shape is "
                 f"{list(spec.shape)}"
