@@ -149,9 +149,12 @@ class ReferenceProfile:
 
 
 def numeric_feature(
-    name: str, values: NDArray[Any] | Sequence[float], bins: int = 64
+    name: str,
+    values: NDArray[Any] | Sequence[float],
+    bins: int = 64,
+    edges: NDArray[np.float32] | None = None,
 ) -> NumericFeature:
-    """Counts a column in at most `bins` bins (2 to 256) of about equal mass."""
+    """Counts a column in at most `bins` bins (2 to 256) of about equal mass, or between `edges`."""
     if not 2 <= bins <= MAX_BINS:
         raise ValueError(f"bins of {name!r} must be from 2 to {MAX_BINS}, not {bins}")
     with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is to the live histogram
@@ -160,7 +163,8 @@ def numeric_feature(
     missing = int(np.isnan(ordered).sum())
     ordered = ordered[: len(ordered) - missing]
     finite = ordered[np.isfinite(ordered)]
-    edges = quantile_edges(finite, bins)
+    if edges is None:
+        edges = quantile_edges(finite, bins)
     below = np.searchsorted(ordered, edges, side="left")  # rows with x < edge
     counts = np.diff(below, prepend=0, append=len(ordered)).astype(np.uint64)
     moments = (math.nan, math.nan, math.nan, math.nan)

@@ -3,6 +3,11 @@
 Inputs are counted over all rows of the training window. Outputs are counted over the held-out rows
 and from the model that had not learned them: on its own training rows a model is surer of itself
 than it will ever be on live ones, and that alone would look like drift from the first day.
+
+Probabilities are counted in fixed bands. A model that is sure of itself crowds them close to 0 and
+1, where quantiles are hair-thin; the version that is published was fitted again on more rows, its
+crowd lies a hair beside the judged one's, and quantile bins would take that for a change of the
+world. The bands are even in log-odds, so that rare events have bands of their own.
 """
 
 from typing import Any
@@ -19,6 +24,9 @@ from trimtab._native.reference import (
 from trimtab.registry.manifest import Signature, TensorSpec
 
 from .dataset import Dataset
+
+_LOG_ODDS = np.arange(-5.0, 5.5, 0.5)
+PROBABILITY_BANDS = (1 / (1 + np.exp(-_LOG_ODDS))).astype(np.float32)  # 0.0067 … 0.5 … 0.9933
 
 
 def reference_profile(
@@ -49,8 +57,11 @@ def _tensor(spec: TensorSpec, role: Any, values: NDArray[Any]) -> TensorReferenc
             categorical_feature(name, columns[:, index]) for index, name in enumerate(spec.columns)
         )
     else:
+        edges = PROBABILITY_BANDS if role == "output" and spec.name == "probabilities" else None
         features = tuple(
-            numeric_feature(name, np.ascontiguousarray(columns[:, index], dtype=np.float32))
+            numeric_feature(
+                name, np.ascontiguousarray(columns[:, index], dtype=np.float32), edges=edges
+            )
             for index, name in enumerate(spec.columns)
         )
     return TensorReference(tensor=spec.name, role=role, features=features)

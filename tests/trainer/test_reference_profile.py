@@ -1,0 +1,56 @@
+"""The profile of a version's outputs."""
+
+import numpy as np
+
+from trimtab._native.divergence import psi
+from trimtab._native.reference import NumericFeature
+from trimtab.registry.manifest import Signature, TensorSpec
+from trimtab.trainer.dataset import Dataset
+from trimtab.trainer.reference_profile import PROBABILITY_BANDS, reference_profile
+
+SIGNATURE = Signature(
+    inputs=(),
+    outputs=(
+        TensorSpec("probabilities", "FP32", (-1, 2), ("probabilities[0]", "probabilities[1]")),
+    ),
+)
+
+
+class NoInputs(Dataset):
+    """A window without columns; only outputs are looked at here."""
+
+    def __init__(self) -> None: ...
+
+    def __len__(self) -> int:
+        return 1000
+
+    def inputs(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        return {}
+
+
+def profile_of(probability: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> NumericFeature:
+    outputs = {"probabilities": np.stack([1 - probability, probability], axis=1)}
+    (tensor,) = reference_profile(SIGNATURE, NoInputs(), outputs).tensors
+    feature = tensor.features[1]
+    assert isinstance(feature, NumericFeature)
+    return feature
+
+
+def test_a_model_sure_of_itself_and_its_twin_a_hair_beside_have_no_drift() -> None:
+    """Two fits of one world: probabilities crowd at 0.0012 and at 0.0009, and at their like near 1."""
+    random = np.random.default_rng(0)
+    sure = random.random(1000) < 0.5
+    one = np.where(sure, 0.9988, 0.0012) + random.normal(scale=1e-5, size=1000)
+    two = np.where(sure, 0.9991, 0.0009) + random.normal(scale=1e-5, size=1000)
+
+    judged, served = (profile_of(values.astype(np.float32)) for values in (one, two))
+
+    assert judged.edges.tolist() == PROBABILITY_BANDS.tolist()
+    assert psi(judged.counts, served.counts) < 0.01
+
+
+def test_a_rare_event_has_bands_of_its_own() -> None:
+    judged = profile_of(np.full(1000, 0.01, np.float32))
+    served = profile_of(np.full(1000, 0.03, np.float32))
+
+    assert psi(judged.counts, served.counts) > 1
