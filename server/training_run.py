@@ -182,7 +182,9 @@ class TrainingRun:
                 selector.register(child.stdout.fileno(), selectors.EVENT_READ, output)
                 selector.register(child.stderr.fileno(), selectors.EVENT_READ, complaints)
                 while running:
-                    for key, _ in selector.select(min(max(0.0, deadline - time.monotonic()), _MAX_WAIT_S)):
+                    for key, _ in selector.select(
+                        min(max(0.0, deadline - time.monotonic()), _MAX_WAIT_S)
+                    ):
                         if isinstance(key.data, _Lines):
                             if not key.data.read(key.fd):
                                 selector.unregister(key.fd)
