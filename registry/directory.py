@@ -90,8 +90,8 @@ class ModelDirectory:
 
     Methods that write raise OSError if the disk does not let them, and then nothing has changed
     (except where a directory's last sync failed: the change is then there, but not yet durable).
-    They also raise InvalidStateError if somebody damaged state.json. Times are milliseconds since
-    the Unix epoch; an `event_time_ms` that is not given is the time of writing.
+    They also raise InvalidStateError if somebody damaged state.json, and LockTimeoutError if another
+    writer does not let go of the model's lock. Times are milliseconds since the Unix epoch; an `event_time_ms` that is not given is the time of writing.
     """
 
     def __init__(self, path: Path, *, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
@@ -282,11 +282,15 @@ class ModelDirectory:
             if version <= writer.stored.published:
                 continue
             try:
-                by = self.manifest(version).publication
+                manifest = self.manifest(version)
             except (InvalidVersionError, VersionNotFoundError):
                 continue
             sealed = (self.version_path(version) / MANIFEST_NAME).read_bytes()
+            by = manifest.publication
             evidence = {"manifest_sha256": hashlib.sha256(sealed).hexdigest()}
+            trigger = manifest.lineage.get("trigger")
+            if isinstance(trigger, Mapping) and isinstance(trigger.get("training_id"), str):
+                evidence["training_id"] = trigger["training_id"]
             versions.append(version)
             drafts.append(
                 Draft("published", version, by.actor, by.reason, evidence, by.event_time_ms)

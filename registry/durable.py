@@ -1,17 +1,24 @@
 """Files that survive: what returned from here is on the disk, what raised left nothing behind.
 
 Locks are flock locks on files of their own. The kernel drops them when their holder dies, however
-it dies, so that a lock is never stale; they hold between threads as well as between processes.
+it dies, so that a lock is never stale; they hold between threads as well as between processes. A
+holder that lives and does not go on (a stopped process, a stuck disk) is not waited for without end.
 """
 
 import contextlib
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from .errors import LockTimeoutError
+
 TEMPORARY_PREFIX = ".tmp-"
+LOCK_LIMIT_S = 10.0  # that a lock is waited for; holders need milliseconds
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.02
 
 
 def temporary_path(directory: Path) -> Path:
@@ -71,13 +78,32 @@ def _sync(path: Path, flags: int) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file exclusively, waiting for whoever holds it. The file stays for ever."""
+    """Holds the lock file exclusively, waiting for whoever holds it. The file stays for ever.
+
+    LockTimeoutError after LOCK_LIMIT_S.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _wait_for(fd, path, LOCK_LIMIT_S)
         yield
     finally:
         os.close(fd)
+
+
+def _wait_for(fd: int, path: Path, limit_s: float) -> None:
+    """Asks again and again: flock knows no limit, and only a main thread could be interrupted."""
+    deadline = time.monotonic() + limit_s
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() >= deadline:
+            raise LockTimeoutError(
+                f"another process or thread has held the lock {path} for more than {limit_s:g} s"
+            )
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def is_locked(path: Path) -> bool:

@@ -25,6 +25,10 @@ class NoPreviousError(RegistryError):
     """A rollback of a model that has had one champion at most."""
 
 
+class LockTimeoutError(RegistryError):
+    """Somebody has held a lock for longer than anybody works under it: stopped, or on a stuck disk."""
+
+
 class RevisionConflictError(RegistryError):
     """Somebody else changed the champion in between: a compare-and-swap was lost."""
 

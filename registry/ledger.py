@@ -69,7 +69,10 @@ class Ledger:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["LedgerWriter"]:
-        """Holds the lock; what a dead writer left undone is done before the block begins."""
+        """Holds the lock; what a dead writer left undone is done before the block begins.
+
+        LockTimeoutError if somebody else does not let go of it.
+        """
         with durable.locked(self.lock_path):
             last, cut_bytes = self._history_file.repair()
             writer = LedgerWriter(

@@ -3,11 +3,15 @@
 OK means that the labels are in the log. A batch is taken whole or refused whole, with the first
 label that is wrong named. Whether a prediction of that id was ever served is not checked: labels
 may come days later, and the join with the traffic log is the trainer's.
+
+Labels are written by threads of their own: those that operators' calls share may all wait for the
+lock of one model. Idle threads end with the service.
 """
 
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -23,6 +27,8 @@ SERVICE = "trimtab.v1.Feedback"
 MAX_LABELS = 100_000  # per request
 MAX_ID_BYTES = 1024
 MAX_TEXT_BYTES = 64 * 1024
+
+_WRITERS = 4  # threads
 
 
 class Sink(Protocol):
@@ -47,6 +53,7 @@ class FeedbackService:
         self._sink_of = sink_of
         self._max_request_rows = max_request_rows
         self._wall = wall
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="labels")
 
     def handlers(self) -> Mapping[str, Handler]:
         """Full method name to handler."""
@@ -68,7 +75,8 @@ class FeedbackService:
         if request.event_time_ms < 0:
             raise InvalidRequestError(f"event_time_ms {request.event_time_ms} is before 1970")
         if request.labels:
-            await asyncio.to_thread(self._take, request)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._writers, self._take, request)
         return pb.SubmitLabelsResponse(accepted=len(request.labels)).SerializeToString()
 
     def _take(self, request: pb.SubmitLabelsRequest) -> None:

@@ -1,5 +1,6 @@
 """Real processes: several at once, and one killed at random moments."""
 
+import fcntl
 import json
 import random
 import subprocess
@@ -8,7 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from trimtab.registry import durable
 from trimtab.registry.directory import ModelDirectory
+from trimtab.registry.errors import LockTimeoutError
 from trimtab.registry.state import replay
 
 WRITER = Path(__file__).with_name("writer_process.py")
@@ -78,3 +83,17 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(model: ModelDi
     assert mended > 0
     for version in model.versions():
         model.verify(version)
+
+
+def test_a_lock_that_is_not_let_go_of_is_waited_for_with_a_limit(
+    model: ModelDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "LOCK_LIMIT_S", 0.2)
+    model.path.mkdir()
+    with (model.path / ".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with pytest.raises(LockTimeoutError, match=r"airtime/\.lock for more than 0\.2 s"):
+            model.record("drift", actor="test", reason="r")
+        assert 0.2 <= time.monotonic() - began < 5
+    model.record("drift", actor="test", reason="r")

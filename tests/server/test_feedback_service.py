@@ -1,5 +1,7 @@
 import asyncio
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -93,3 +95,24 @@ def test_a_full_disk_is_told_to_the_client() -> None:
     request = pb.SubmitLabelsRequest(model_name="m", labels=[pb.Label(id="a", number=1)])
     with pytest.raises(UnavailableError, match=r"cannot be written: .*No space"):
         submit(sink, request)
+
+
+def test_labels_do_not_wait_for_the_threads_that_operators_share() -> None:
+    sink = FakeSink()
+    service = FeedbackService(lambda model: True, lambda model: sink, max_request_rows=10)
+    handler = service.handlers()["/trimtab.v1.Feedback/SubmitLabels"]
+    assert isinstance(handler, UnaryHandler)
+    request = pb.SubmitLabelsRequest(model_name="m", labels=[pb.Label(id="a", number=1)])
+
+    async def call() -> None:
+        stuck = threading.Event()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        operator = asyncio.ensure_future(asyncio.to_thread(stuck.wait, 20))
+        try:
+            await asyncio.wait_for(handler.handle(request.SerializeToString(), CallContext()), 5)
+        finally:
+            stuck.set()
+            await operator
+
+    asyncio.run(call())
+    assert len(sink.taken) == 1
