@@ -13,6 +13,9 @@ concatenated streams are read as their first alone.
 closed files into Parquet and removes them; the total survives that, and a crash at any step, since
 files that the counter does not yet include are still here to be counted.
 
+Somebody may remove the folder while it is written to. What is appended after that goes to a new
+file of the same name, never to one that nobody can find; the total goes on.
+
 One thread at a time may append, sync and rotate; the owner sees to that.
 """
 
@@ -64,6 +67,7 @@ class FrameLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._active = folder / _ACTIVE
         self._file = -1
         self._size = 0  # of whole frames: a failed write is cut back to it
         self._rows = 0
@@ -93,7 +97,7 @@ class FrameLog:
         """Opens the active file, cutting off a torn tail; raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._recount()
-        path = self.folder / _ACTIVE
+        path = self._active
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         frames = rows = size = 0
         for frame_rows, payload in read_frames(path):
@@ -109,6 +113,7 @@ class FrameLog:
 
     def append(self, payload: bytes, rows: int) -> int:
         """Writes one frame and returns its size in bytes; on OSError nothing of it remains."""
+        self._reopen_if_removed()
         if self._file < 0:
             self._create()  # a rotation went only half its way
         frame = b"".join((_HEADER.pack(len(payload), zlib.crc32(payload), rows), payload))
@@ -133,12 +138,13 @@ class FrameLog:
 
     def rotate(self) -> Path | None:
         """Finishes the active file and begins a new one; None where there was nothing to finish."""
+        self._reopen_if_removed()
         if not self._size:
             return None
         self.sync()
         self._sequence += 1
         closed = self.folder / f"closed-{self._sequence:08d}.frames"
-        (self.folder / _ACTIVE).rename(closed)
+        self._active.rename(closed)
         os.close(self._file)
         self._file = -1
         self._closed_rows += self._rows
@@ -166,8 +172,29 @@ class FrameLog:
                 self._file = -1
 
     def _create(self) -> None:
-        path = self.folder / _ACTIVE
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.open(self._active, flags, 0o644)
+
+    def _reopen_if_removed(self) -> None:
+        """Begins anew where the active file is no longer the one in the folder; raises OSError."""
+        if self._file >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self._active.stat(), os.fstat(self._file)):
+                    return
+            os.close(self._file)
+            self._file = -1
+            self._closed_rows += self._rows
+            self._size = self._rows = 0
+            self._dirty = False
+            total, sequence = self._closed_rows, self._sequence
+            try:
+                self.open()
+            finally:
+                self._sequence = max(self._sequence, sequence)
+                self._closed_rows = max(self._closed_rows, total - self._rows)
+            with contextlib.suppress(OSError):
+                self._write_counter()
 
     def _recount(self) -> None:
         counted = self._closed_rows = 0

@@ -2,7 +2,7 @@
 
 The drift monitor and the traffic log look at the same columns under the same names: a tensor of
 rank 1 is one column, one of rank 2 has as many as its second dimension; anything of higher rank,
-or without one entry per row, is not columns. Names come from the manifest where it has them, else
+of no width, or without one entry per row, is not columns. Names come from the manifest where it has them, else
 they are the tensor's own: `name` for a single column, `name[0]`, `name[1]`, … for several.
 """
 
@@ -16,7 +16,7 @@ def width_of(tensor: Tensor, rows: int) -> int | None:
     shape = tensor.shape
     if not 1 <= len(shape) <= 2 or shape[0] != rows:
         return None
-    return 1 if len(shape) == 1 else shape[1]
+    return 1 if len(shape) == 1 else shape[1] or None
 
 
 def declared_width(spec: TensorSpec) -> int | None:

@@ -6,7 +6,10 @@ the log gathers batches into frames of `flush_rows` rows or `flush_ms` age, sinc
 price of its own, writes them to `traffic/active.frames` (frame_log.py) and syncs that every
 `fsync_ms`. So a killed process loses what was not yet flushed, a machine that loses its power what
 was not yet synced, and nothing else. The file is finished, and another begun, after `segment_rows`
-rows, when the columns change, and when a training is about to read it.
+rows (fewer of very wide ones), and when a training is about to read it.
+
+Frames of one file need not have the same columns, since a model may take rows of any width. But no
+file has two types under one name, which its readers could not join.
 
 A disk that is full or broken never stops serving: the frame at hand is tried again until it goes
 through, the queue fills, and further rows are dropped and counted. It is reported once per outage.
@@ -32,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_QUEUED_BYTES = 512 * 1024 * 1024
 _MAX_FRAME_BYTES = 64 * 1024 * 1024
+_MAX_FILE_CELLS = 64 * 1024 * 1024  # rows × columns of all frames, as a reader may lay them out
 _RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # waits between tries of a frame; the last one repeats
 
 
@@ -96,7 +100,8 @@ class TrafficLog:
         self._write_errors = 0
         self._failing = ""
 
-        self._fields: tuple[tuple[str, str], ...] | None = None  # of the active file; its thread's
+        # Of the active file, by column; None: of an earlier process. The log's thread's.
+        self._kinds: dict[str, str] | None = None
         self._synced = time.monotonic()
 
     def __repr__(self) -> str:
@@ -245,9 +250,9 @@ class TrafficLog:
         try:
             if shape is not None:
                 columns = columns_of(shape[1], [entry.batch for entry in entries])
-                fields = tuple((column.name, column.kind) for column in columns)
+                kinds = {column.name: column.kind for column in columns}
                 payload = arrow_frame.encode(columns, rows)
-                written = self._insist(lambda: self._append(payload, rows, fields))
+                written = self._insist(lambda: self._append(payload, rows, kinds))
         except Exception:  # noqa: BLE001  an edge
             _log.exception("traffic log %s: %d rows are not loggable", self._frames.folder, rows)
         with self._changed:
@@ -260,12 +265,21 @@ class TrafficLog:
             else:
                 self._rows_dropped += rows
 
-    def _append(self, payload: bytes, rows: int, fields: tuple[tuple[str, str], ...]) -> int:
-        if fields != self._fields and self._frames.rows:
+    def _append(self, payload: bytes, rows: int, kinds: dict[str, str]) -> int:
+        known = self._kinds
+        if self._frames.rows and (
+            known is None or any(known.get(name, kind) != kind for name, kind in kinds.items())
+        ):
             self._frames.rotate()
+        if known is None or not self._frames.rows:
+            self._kinds = known = {}
         size = self._frames.append(payload, rows)
-        self._fields = fields
+        known.update(kinds)
         return size
+
+    def _is_full(self) -> bool:
+        rows, columns = self._frames.rows, len(self._kinds or ())
+        return rows >= self._config.segment_rows or rows * columns >= _MAX_FILE_CELLS
 
     def _insist(self, write: Callable[[], int]) -> int:
         """Tries until it goes through; 0 if the log is closed before that."""
@@ -277,7 +291,7 @@ class TrafficLog:
                 self._failed(error)
             else:
                 self._recovered()
-                if self._frames.rows >= self._config.segment_rows:
+                if self._is_full():
                     self._try(self._rotate)
                 return size
             self._fail_barriers()

@@ -24,6 +24,7 @@ from .row_columns import declared_width, names_of, width_of
 from .tensor import BYTES, Tensor
 
 MAX_COLUMNS = 4096  # of one tensor: a wider one is no table, and a column costs whatever its rows
+_KEPT_NAMES = 64  # of tensors, by width: some take rows of any
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class TrafficLayout:
     def _column_names(self, spec: TensorSpec, is_input: bool, width: int) -> tuple[str, ...]:
         key = (spec.name, is_input, width)
         if key not in self._names:
+            if len(self._names) >= _KEPT_NAMES:
+                self._names.clear()
             prefix = "in" if is_input else "out"
             self._names[key] = tuple(f"{prefix}.{name}" for name in names_of(spec, width))
         return self._names[key]

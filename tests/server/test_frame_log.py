@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,36 @@ def test_a_write_that_fails_midway_leaves_nothing_behind(
         b"whole",
         b"fits again",
     ]
+
+
+def test_a_folder_that_is_removed_while_it_is_written_to_begins_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    log = opened(folder)
+    log.append(b"lost", 3)
+    shutil.rmtree(folder)
+    log.append(b"kept", 4)
+    assert list(read_frames(folder / "active.frames")) == [(4, b"kept")]
+    assert log.total_rows == 7, "ever appended"
+    shutil.rmtree(folder)
+    assert log.rotate() is None
+    log.append(b"again", 1)
+    assert log.rotate() is not None
+    log.close()
+    assert opened(folder).total_rows == 8
+
+
+def test_a_folder_that_cannot_be_made_again_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "labels"
+    log = opened(folder)
+    log.append(b"lost", 3)
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    for _ in range(2):
+        with pytest.raises(OSError):
+            log.append(b"refused", 1)
+    folder.unlink()
+    log.append(b"kept", 4)
+    assert list(read_frames(folder / "active.frames")) == [(4, b"kept")]
+    log.close()

@@ -12,12 +12,14 @@ import pytest
 
 from tests.loop_fakes import SIGNATURE, batch, strings, wait_until
 from trimtab.registry.manifest import Signature, TensorSpec
+from trimtab.server import traffic_log
 from trimtab.server.config import TrafficConfig
 from trimtab.server.frame_log import FrameLog, read_frames
 from trimtab.server.observation import ObservedBatch, ObservedCall
 from trimtab.server.tensor import Tensor
 from trimtab.server.traffic_log import TrafficLog
 from trimtab.server.traffic_rows import TrafficLayout
+from trimtab.trainer.log_reader import read_log, roll
 
 LAYOUT = TrafficLayout(SIGNATURE)
 
@@ -176,17 +178,18 @@ def test_every_row_of_many_threads_is_written_or_counted_as_dropped(tmp_path: Pa
     assert sum(frame.height for file in files for frame in frames_of(file)) == stats.rows_written
 
 
-def test_a_file_is_finished_at_its_size_and_when_the_columns_change(tmp_path: Path) -> None:
+def test_a_file_is_finished_at_its_size_and_when_a_type_changes(tmp_path: Path) -> None:
     log = opened(tmp_path, TrafficConfig(segment_rows=10))
     for _ in range(2):
         log.append(batch(np.zeros((10, 2))), LAYOUT)
         assert log.flush()
     assert len(log.closed_files()) == 2
     log.append(batch(np.zeros((4, 2))), LAYOUT)
-    other = Signature(inputs=(TensorSpec("numeric", "FP32", (-1, 2), ("a", "b")),), outputs=())
+    other = Signature(inputs=(TensorSpec("categorical", "BYTES", (-1, 1), ("temp",)),), outputs=())
     log.append(batch(np.zeros((4, 2)), version=2), TrafficLayout(other))
     assert log.rotate()
-    assert [frames_of(path)[0].columns[5] for path in log.closed_files()[2:]] == ["in.temp", "in.a"]
+    types = [frames_of(path)[0].schema["in.temp"] for path in log.closed_files()[2:]]
+    assert types == [pl.Float32, pl.String]
     assert log.rotate(), "nothing to finish"
     assert len(log.closed_files()) == 4
     log.close()
@@ -279,3 +282,58 @@ def test_a_log_that_closes_on_a_full_disk_says_what_it_lost(
     log.append(batch(np.zeros((3, 2))), LAYOUT)
     log.close()
     assert (log.stats.rows_written, log.stats.rows_dropped) == (0, 3)
+
+
+def wide(width: int) -> ObservedBatch:
+    """One row of so many columns."""
+    values = Tensor("FP32", (1, width), np.full((1, width), width, np.float32))
+    call = ObservedCall(f"w{width}", 1, None, 5)
+    return ObservedBatch("m", 1, (call,), 1, {"x": values}, {})
+
+
+FREE = Signature(inputs=(TensorSpec("x", "FP32", (-1, -1), ()),), outputs=())
+
+
+def test_rows_of_any_width_share_a_file(tmp_path: Path) -> None:
+    log = opened(tmp_path / "traffic")
+    layout = TrafficLayout(FREE)
+    for width in (3, 1, 2, 3):
+        log.append(wide(width), layout)
+        assert log.flush()
+    assert not log.closed_files()
+    assert log.rotate()
+    assert len(log.closed_files()) == 1
+    log.close()
+    read = read_log(tmp_path / "traffic", ["id", "in.x[1]"])
+    assert [frame.columns == ["id", "in.x[1]"] for _, frame in read] == [True, False, True, True]
+    assert roll(tmp_path).rows == 4
+    [(_, rolled)] = read_log(tmp_path / "traffic", ["id", "in.x", "in.x[1]", "in.x[2]"])
+    assert rolled.sort("id", "in.x[2]").rows() == [
+        ("w1", 1, None, None),
+        ("w2", None, 2, None),
+        ("w3", None, 3, 3),
+        ("w3", None, 3, 3),
+    ]
+
+
+def test_a_file_of_very_wide_rows_is_finished_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic_log, "_MAX_FILE_CELLS", 30)
+    log = opened(tmp_path)
+    for _ in range(3):  # 5 columns of its own, 8 of the tensor
+        log.append(wide(8), TrafficLayout(FREE))
+        assert log.flush()
+    assert len(log.closed_files()) == 1
+    log.close()
+
+
+def test_a_tensor_without_columns_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = opened(tmp_path)
+    log.append(wide(0), TrafficLayout(FREE))
+    log.close()
+    (frame,) = frames_of(tmp_path / "active.frames")
+    assert frame.columns == ["id", "row", "event_time", "received", "version"]
+    assert log.stats.rows_written == 1 and not caplog.records
