@@ -5,7 +5,8 @@ the messages, each from what it brought along, so that the same messages give th
 The thread may block for as long as a promotion loads a model; panes and labels wait meanwhile.
 
 A model is taken up when the lifecycle first loads a version of it, or when somebody first asks for
-it. Its logs are opened then, and stay open until the server stops.
+it. Its logs are opened then, and stay open until the server stops, or until the model's directory
+is gone, no version of it answers and nothing of it runs.
 
 `settle` is exact. Rows are counted as observed after the pane that they filled is in the queue; so
 once the rows are there, a message put into the queue comes after all their panes. It passes the
@@ -122,7 +123,10 @@ class ControlLoop:
 
     def champion_changed(self, model: str, servable: LoadedVersion | None) -> None:
         """Another version of the model answers now, or none."""
-        self.model(model).champion_changed(servable.version if servable is not None else None)
+        if servable is not None:
+            self.model(model).champion_changed(servable.version)
+        elif (found := self._models.get(model)) is not None:  # else it was removed meanwhile
+            found.champion_changed(None)
 
     def lifecycle_event(
         self, kind: str, model: str, version: int, reason: str, evidence: Mapping[str, Any]
@@ -166,9 +170,13 @@ class ControlLoop:
     def settle(self, model: str, observed_rows: int) -> "Settling":
         """Becomes done once so many rows were observed and nothing is under way. NotFoundError."""
         settling = Settling(self.model(model), observed_rows)
-        settling.loop.observed.when(
-            observed_rows, lambda: self._queue.put((self._pass, (settling,)))
-        )
+        observed = settling.loop.observed
+
+        def reached() -> None:
+            self._queue.put((self._pass, (settling,)))
+
+        observed.when(observed_rows, reached)
+        settling.future.add_done_callback(lambda _: observed.forget(reached))  # or cancelled
         return settling
 
     # -- the thread
@@ -192,12 +200,22 @@ class ControlLoop:
         loop.open()
         return loop
 
+    def _let_go(self) -> None:
+        """Closes models that were removed; one that comes again is taken up anew."""
+        for model in list(self._models.values()):
+            if not model.removed():
+                continue
+            with self._models_lock:
+                self._models = {n: kept for n, kept in self._models.items() if kept is not model}
+            model.close()
+
     def _run(self) -> None:
         next_tick = time.monotonic() + self._tick_s
         while True:
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + self._tick_s
+                self._call(self._let_go, ())
                 for model in self._models.values():
                     self._call(model.on_tick, ())
             else:

@@ -2,8 +2,8 @@
 
 `publish` may be called from any thread and never blocks on a listener: each subscriber has a queue
 of its own, bounded, and one that cannot keep up is cut off with an error rather than waited for.
-An event with `record=True` is written to the model's history first; if that fails (a full disk)
-it is counted and logged, and the listeners are still told.
+An event with `record=True` is written to the model's history first; if that fails (a full disk, a
+lock that somebody does not let go of) it is counted and logged, and the listeners are still told.
 
 Kinds: published, promoted, rolled_back, refused, held (a version waits for a human),
 training_started, training_failed, waiting (there is a signal, but labels, cooldown … are lacking),
@@ -20,6 +20,8 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from trimtab.registry.errors import RegistryError
 
 from .errors import UnavailableError
 
@@ -131,7 +133,7 @@ class EventBus:
                     event_time_ms=event_time_ms,
                 )
             except Exception as error:  # noqa: BLE001  an edge
-                surprise = None if isinstance(error, OSError) else error
+                surprise = None if isinstance(error, OSError | RegistryError) else error
                 _log.error(
                     "model '%s': the history cannot take '%s' (%s): %s",
                     model,

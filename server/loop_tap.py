@@ -100,6 +100,11 @@ class Observed:
                 return
         call()
 
+    def forget(self, call: Callable[[], None]) -> None:
+        """Takes back what `when` was given; nothing happens if it was called already."""
+        with self._lock:
+            self._waiting = [item for item in self._waiting if item[1] is not call]
+
 
 class LoopTap:
     """Called by one executor, on its thread."""

@@ -60,9 +60,17 @@ class ModelLoop:
         self.desk.open()
 
     def close(self) -> None:
-        """After the control loop's thread has ended."""
+        """On the control loop's thread, or after it has ended."""
         self.desk.close()
         self.context.close()
+
+    def removed(self) -> bool:
+        """Whether nothing is left to do: no directory, no version that answers, nothing that runs."""
+        return (
+            self.observed.champion is None
+            and self.desk.idle
+            and not self.context.directory.path.is_dir()
+        )
 
     # From the lifecycle, the services and the executors, on their threads.
 
@@ -230,7 +238,15 @@ class ModelLoop:
 def _reason(
     state: str, features: Sequence[FeatureDrift], snapshot: WindowSnapshot, config: DriftConfig
 ) -> str:
-    """A state in words, from the window it is told with."""
+    """A state in words, from the window it is told with; features that broke come first."""
+    broken = summary(features, DATA_QUALITY)
+    rest = _distribution(state, features, snapshot, config)
+    return f"{broken}; otherwise {rest}" if broken else rest
+
+
+def _distribution(
+    state: str, features: Sequence[FeatureDrift], snapshot: WindowSnapshot, config: DriftConfig
+) -> str:
     if snapshot.rows < config.min_rows:
         return f"{snapshot.rows:,} rows in the window, it is judged from {config.min_rows:,}"
     verdict = worst(features)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from trimtab.registry.errors import RegistryError
 from trimtab.registry.state import State
 
 from .config import TrainingConfig
@@ -20,7 +21,7 @@ from .drift_state import COLLECTING
 from .errors import PreconditionError
 from .loop_tap import evidence_of
 from .model_context import ACTOR, ModelContext
-from .rollout import after_training
+from .rollout import RolloutDecision, after_training
 from .training_past import TrainingPast
 from .training_run import TrainingProgress, TrainingResult, TrainingRun
 from .trigger import TriggerDecision, TriggerSnapshot, decide
@@ -117,10 +118,11 @@ class TrainingDesk:
         """Takes up the past; a training that the last server left running is over."""
         self._past = TrainingPast.of(self._context.directory.history().entries)
         if self._past.open_ms is not None:
-            self._interrupt("the server ended while a training ran", {})
+            known = {"training_id": self._past.open_id} if self._past.open_id else {}
+            self._interrupt("the server ended while a training ran", known)
 
     def close(self) -> None:
-        """Ends what runs. The control loop's thread has ended before."""
+        """Ends what runs; on the control loop's thread, or after it has ended."""
         training, roll = self._training, self._roll
         running = [training.run] if training is not None else []
         running += [roll] if roll is not None else []
@@ -136,6 +138,11 @@ class TrainingDesk:
         for request in self._requests:
             request.answer(PreconditionError("the server stops"))
         self._requests.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no child runs and nobody waits for one."""
+        return self._training is None and self._roll is None and not self._requests
 
     def busy(self) -> str:
         """What is under way, in words; empty: nothing."""
@@ -181,18 +188,27 @@ class TrainingDesk:
             watching_since_ms=self._since_ms,
         )
         decision = decide(snapshot, context.policy.trigger)
-        if decision.train and not context.has_recipe():
-            decision = TriggerDecision(
-                train=False,
-                waiting=True,
-                reason=f"{decision.reason}; no [recipe] in {context.directory.recipe_path}",
-                signal=decision.signal,
-                lacking=("recipe",),
-            )
-        self._blocked = decision.lacking == ("running",) and self._training is None
+        state: State | None = None
         if decision.train:
+            state, lacking, fault = self._readiness()
+            if state is None and self._requests:
+                requests, self._requests = self._requests, []
+                for request in requests:
+                    request.answer(PreconditionError(fault))
+                self.decide()  # there may be another signal
+                return
+            if state is None:
+                decision = TriggerDecision(
+                    train=False,
+                    waiting=True,
+                    reason=f"{decision.reason}; {fault}",
+                    signal=decision.signal,
+                    lacking=(lacking,),
+                )
+        self._blocked = decision.lacking == ("running",) and self._training is None
+        if state is not None:
             self._waiting = None
-            self._train(decision, snapshot)
+            self._train(decision, snapshot, state)
         elif not decision.waiting:
             self._waiting = None
         elif "running" not in decision.lacking:
@@ -230,17 +246,28 @@ class TrainingDesk:
         )
         self._roll.start()
 
-    def _train(self, decision: TriggerDecision, snapshot: TriggerSnapshot) -> None:
+    def _readiness(self) -> tuple[State | None, str, str]:
+        """The registry's state if a training can begin, else what is lacking, in a word and a sentence."""
+        context = self._context
+        if not context.has_recipe():
+            path = context.directory.recipe_path
+            return None, "recipe", f"model '{context.name}' has no [recipe] in {path}"
+        try:
+            return context.directory.state(), "", ""
+        except (RegistryError, OSError) as error:
+            return None, "state", f"model '{context.name}' cannot be trained: {error}"
+
+    def _train(self, decision: TriggerDecision, snapshot: TriggerSnapshot, state: State) -> None:
         """Finishes the logs' files, then starts the trainer."""
         context = self._context
         requests, self._requests = self._requests, []
         actor = requests[0].actor if requests else ACTOR
         context.finish_logs()
-        state = context.directory.state()
         watch = context.observed.champion
         labels = context.labels.total_rows
-        self._past = self._past.start(context.now.ms, labels)
-        training = _Training(f"{context.name}-{self._past.started}", decision.reason, state)
+        training_id = f"{context.name}-{self._past.started + 1}"
+        self._past = self._past.start(context.now.ms, labels, training_id)
+        training = _Training(training_id, decision.reason, state)
         trigger = {
             "training_id": training.id,
             "signal": decision.signal,
@@ -284,9 +311,7 @@ class TrainingDesk:
         training.run.join(5.0)
         context = self._context
         evidence = {"training_id": training.id, **result.evidence()}
-        decision = after_training(
-            result, context.policy.promotion, training.state, context.directory.state()
-        )
+        decision = self._after(training, result)
         if decision.action == "fail":
             self._past = self._past.fail(context.now.ms)
             limit = context.policy.trigger.max_failures
@@ -319,6 +344,18 @@ class TrainingDesk:
         self._waiting = None
         self.decide()
         self.roll_if_due()
+
+    def _after(self, training: _Training, result: TrainingResult) -> RolloutDecision:
+        """What becomes of a result; one is never lost because the state cannot be read."""
+        context = self._context
+        now = training.state
+        try:
+            now = context.directory.state()
+        except (RegistryError, OSError) as error:
+            if result.outcome == "published" and result.version is not None:
+                reason = f"version {result.version} passed its gates and was not promoted: {error}"
+                return RolloutDecision("hold", reason, result.version)
+        return after_training(result, context.policy.promotion, training.state, now)
 
     def _hold(self, version: int, reason: str, evidence: Mapping[str, Any]) -> None:
         self._context.publish("held", version, reason=reason, evidence=evidence, record=True)

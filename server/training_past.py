@@ -3,6 +3,9 @@
 An immutable value with one method per thing that can happen. It is rebuilt from history.jsonl, so
 cooldown, budget, back-off and the circuit breaker hold across restarts of the server. A training
 that was cut short because the server stopped is no failure and counts for the budget alone.
+
+People train by hand beside the server, and that is in the history too. Only what carries the id of
+the training that the server started ends it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 _KEPT_STARTS = 1000  # more than any budget per day
+_GAVE_A_RESULT = ("published", "promoted", "held", "refused")
 
 
 class Entry(Protocol):
@@ -35,14 +39,16 @@ class TrainingPast:
     last_failure_ms: int | None = None
     open_ms: int | None = None  # start of the one that runs
     open_labels: int = 0
+    open_id: str = ""
 
-    def start(self, now_ms: int, labels: int) -> "TrainingPast":
+    def start(self, now_ms: int, labels: int, training_id: str = "") -> "TrainingPast":
         return replace(
             self,
             started=self.started + 1,
             starts_ms=(*self.starts_ms[-_KEPT_STARTS:], now_ms),
             open_ms=now_ms,
             open_labels=labels,
+            open_id=training_id,
         )
 
     def finish(self) -> "TrainingPast":
@@ -70,12 +76,20 @@ class TrainingPast:
         for entry in entries:
             if entry.kind == "training_started":
                 labels = entry.evidence.get("labels_total", 0)
-                past = past.start(entry.event_time_ms, labels if isinstance(labels, int) else 0)
+                labels = labels if isinstance(labels, int) else 0
+                past = past.start(entry.event_time_ms, labels, _id_in(entry))
             elif past.open_ms is None:
+                continue
+            elif entry.kind == "training_failed" and entry.evidence.get("interrupted"):
+                past = past.interrupt()  # whichever was open
+            elif _id_in(entry) != past.open_id:
                 continue  # a training by hand, outside the server
-            elif entry.kind in ("published", "refused"):
+            elif entry.kind in _GAVE_A_RESULT:
                 past = past.finish()
             elif entry.kind == "training_failed":
-                interrupted = bool(entry.evidence.get("interrupted"))
-                past = past.interrupt() if interrupted else past.fail(entry.event_time_ms)
+                past = past.fail(entry.event_time_ms)
         return past
+
+
+def _id_in(entry: Entry) -> str:
+    return str(entry.evidence.get("training_id", ""))

@@ -194,14 +194,19 @@ class FakePromoter:
         return state
 
 
-def publish_version(registry: Registry, model: str = "m", actor: str = "test") -> int:
+def publish_version(
+    registry: Registry,
+    model: str = "m",
+    actor: str = "test",
+    lineage: Mapping[str, Any] | None = None,
+) -> int:
     """Publishes a version whose files are no model; the first one becomes champion."""
     with registry.model(model).stage() as staged:
         (staged.path / "model.onnx").write_bytes(b"not a model")
         return staged.publish(
             signature=SIGNATURE,
             task="regression",
-            lineage={},
+            lineage=lineage or {},
             metrics={"mae": 1.0},
             actor=actor,
             reason="for a test",

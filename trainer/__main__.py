@@ -108,6 +108,7 @@ def train(
     told = progress_of(progress.value)
     told.stage("start", "loading libraries")
 
+    from .errors import BusyError
     from .training import TrainingRequest, TrainingResult, record_failure
     from .training import train as run
 
@@ -117,7 +118,8 @@ def train(
     except Exception as error:  # noqa: BLE001  the process's edge
         result = TrainingResult("failed", _sentence(error))
         try:
-            record_failure(request, result.reason)
+            if not isinstance(error, BusyError):  # else nothing was tried; the other one goes on
+                record_failure(request, result.reason)
         except Exception:  # noqa: BLE001  the failure itself is still to be told
             traceback.print_exc()
     finally:

@@ -1,8 +1,11 @@
 """The loop with a real registry and real logs, a trainer that obeys and a clock that stands still."""
 
+import contextlib
 import dataclasses
+import fcntl
 import inspect
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -22,8 +25,11 @@ from tests.loop_fakes import (
     draw,
     publish_version,
     reference,
+    wait_until,
 )
+from trimtab.registry import durable
 from trimtab.registry.directory import Registry
+from trimtab.registry.errors import LockTimeoutError
 from trimtab.server.config import (
     DriftConfig,
     ModelPolicy,
@@ -500,6 +506,133 @@ def test_unknown_models_are_not_taken_up(world: World) -> None:
     assert world.model.report().reason == "no version answers"
 
 
+def test_an_operator_is_told_that_the_state_cannot_be_read(world: World) -> None:
+    path = world.directory.path / "state.json"
+    good = path.read_bytes()
+    path.write_bytes(b"{")
+    with pytest.raises(PreconditionError, match=r"cannot be trained: .*state\.json"):
+        world.loop.train("m", "ann", "now").result(10)
+    world.serve(1000, shift=2.0)
+    world.label(50)
+    for _ in range(3):
+        world.tick()
+    waiting = [event for event in world.bus.events if event.kind == "waiting"]
+    assert waiting[-1].evidence["lacking"] == ["state"] and "state.json" in waiting[-1].reason
+    assert len(waiting) <= 2, "told once per change"
+    assert not world.model.context.labels.closed_files() and not world.trainer.children
+    path.write_bytes(good)
+    world.tick()
+    assert len(world.trainer.trainings) == 1
+
+
+def test_a_request_that_waited_is_told_that_the_state_cannot_be_read(world: World) -> None:
+    for _ in range(4):
+        world.serve(10)
+        world.model.context.finish_logs()
+    world.tick()
+    answer = world.loop.train("m", "ann", "now")
+    world.drain()
+    (world.directory.path / "state.json").write_bytes(b"{")
+    world.trainer.children[0].finish(TrainingResult("published"))
+    with pytest.raises(PreconditionError, match=r"state\.json"):
+        answer.result(10)
+
+
+def test_a_result_is_not_lost_with_the_state(world: World) -> None:
+    path = world.directory.path / "state.json"
+    training = start_training(world)
+    publish_version(world.registry)
+    good = path.read_bytes()
+    path.write_bytes(b"{")
+    training.finish(TrainingResult("published", "better", version=2))
+    world.drain()
+    held = world.last("held")
+    assert held.version == 2 and "state.json" in held.reason
+    path.write_bytes(good)
+    world.loop.train("m", "ann", "again").result(10)
+    path.write_bytes(b"{")
+    world.trainer.trainings[1].finish(TrainingResult("failed", "column x is not there"))
+    world.drain()
+    assert "column x is not there" in world.last("training_failed").reason
+    assert world.model.desk.past.failures == 1
+
+
+def test_a_published_version_is_known_to_be_of_its_training(tmp_path: Path) -> None:
+    """A server that was killed between the publication and the roll-out counts it as a training."""
+    world = World(tmp_path)
+    training = start_training(world)
+    publish_version(world.registry)  # by hand, meanwhile
+    trigger = json.loads(training.options["trigger"])
+    assert world.model.desk.past.of(world.directory.history().entries).open_id == "m-1"
+    publish_version(world.registry, lineage={"trigger": trigger})
+    assert world.directory.history().entries[-1].evidence["training_id"] == "m-1"
+    world.model.context.close()  # and no more: as if killed
+    again = World(tmp_path)
+    past = again.model.desk.past
+    assert past.open_ms is None and past.labels_at_last == 50
+    assert "training_failed" not in again.history
+    again.loop.stop()
+    world.loop._queue.put(None)
+
+
+def test_a_lock_that_is_not_let_go_of_does_not_stop_the_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "LOCK_LIMIT_S", 0.05)
+    with (world.directory.path / ".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        training = start_training(world)
+        training.finish(TrainingResult("published", "better", version=1))
+        world.settle()
+        assert world.kinds.count("training_started") == 1, "told, if not recorded"
+        with pytest.raises(LockTimeoutError):
+            world.promoter.promote("m", 1, actor="ann", reason="")
+    assert world.bus.stats.not_recorded >= 2
+    world.tick()
+
+
+def test_a_model_that_was_removed_lets_go_of_its_logs(world: World) -> None:
+    model = world.model
+    shutil.rmtree(world.directory.path)
+    world.loop._call(world.loop._let_go, ())
+    assert world.loop.models() == [model], "a version of it still answers"
+    world.loop.champion_changed("m", None)
+    world.drain()
+    assert len(open_files(world.registry.data_path("m"))) == 2
+    model.context.post(world.loop._let_go)
+    wait_until(lambda: not world.loop.models(), "the model is let go of")
+    wait_until(lambda: not open_files(world.registry.data_path("m")), "its logs are closed")
+    world.loop.champion_changed("m", None)
+    with pytest.raises(NotFoundError):
+        world.loop.model("m")
+    world.directory.path.mkdir()
+    publish_version(world.registry)
+    assert world.loop.model("m") is not model
+    assert world.loop.failures == 0
+
+
+def test_whoever_no_longer_waits_to_settle_is_forgotten(world: World) -> None:
+    settlings = [world.loop.settle("m", 10**9) for _ in range(10)]
+    assert len(world.model.observed._waiting) == 10
+    for settling in settlings:
+        settling.future.cancel()
+    assert not world.model.observed._waiting
+    world.loop.settle("m", 0).future.result(10)
+
+
+def test_a_report_names_broken_features_first(world: World) -> None:
+    world.serve(1000)
+    numeric, carriers = draw(world.random, 200)
+    numeric[:, 0] = np.nan
+    sane = batch(np.zeros((200, 2)) + draw(world.random, 200)[0], carriers)
+    world.taps[1](dataclasses.replace(batch(numeric, carriers), outputs=sane.outputs))
+    world.settle()
+    reason = world.model.report().reason
+    assert reason.startswith("temp: missing in") and reason.endswith(
+        "otherwise distributed as the reference"
+    )
+
+
 def test_the_fakes_take_what_the_real_ones_take() -> None:
     def parameters(function: Any) -> list[str]:
         return [name for name in inspect.signature(function).parameters if name != "self"]
@@ -514,6 +647,15 @@ def test_the_fakes_take_what_the_real_ones_take() -> None:
         *vars(Servable),
         *parameters(Servable.__init__),
     }
+
+
+def open_files(folder: Path) -> list[str]:
+    """What this process has open in a folder."""
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(path.readlink()))
+    return [name for name in found if name.startswith(f"{folder}/")]
 
 
 def start_training(world: World, event_time_ms: int | None = None) -> Any:

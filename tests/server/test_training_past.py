@@ -2,6 +2,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from trimtab.server.training_past import TrainingPast
 
 
@@ -54,3 +56,21 @@ def test_the_starts_that_are_kept_do_not_grow_without_bound() -> None:
     for index in range(3000):
         past = past.start(index, 0).finish()
     assert len(past.starts_ms) <= 1001 and past.started == 3000
+
+
+@pytest.mark.parametrize("kind", ["published", "refused", "training_failed"])
+def test_a_training_by_hand_does_not_end_the_one_that_runs(kind: str) -> None:
+    start = Line("training_started", 100, {"labels_total": 50, "training_id": "m-1"})
+    by_hand = Line(kind, 110)
+    assert TrainingPast.of([start, by_hand]).open_ms == 100
+    mine = TrainingPast.of([start, by_hand, Line("refused", 120, {"training_id": "m-1"})])
+    assert mine == TrainingPast().start(100, 50, "m-1").finish()
+    cut = TrainingPast.of([start, by_hand, Line("training_failed", 120, {"interrupted": True})])
+    assert cut == TrainingPast().start(100, 50, "m-1").interrupt()
+
+
+@pytest.mark.parametrize("kind", ["published", "promoted", "held"])
+def test_a_version_that_names_its_training_ends_it(kind: str) -> None:
+    start = Line("training_started", 100, {"labels_total": 50, "training_id": "m-1"})
+    past = TrainingPast.of([start, Line(kind, 120, {"training_id": "m-1"})])
+    assert past == TrainingPast().start(100, 50, "m-1").finish()

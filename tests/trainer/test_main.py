@@ -141,3 +141,10 @@ def test_a_trainer_told_so_ends_with_its_parent(models: Path) -> None:
     assert "result" not in process.stdout.read()
     process.stdout.close()
     assert ModelDirectory(models / "m").version_directories() == []
+
+
+def test_a_training_that_finds_another_one_is_not_recorded(models: Path) -> None:
+    with trainer_lock(Registry(models).data_path("m"), "m"):
+        busy = run(models, "train", "--record")
+    assert busy.returncode == 1 and "is training m" in busy.stderr
+    assert not ModelDirectory(models / "m").history().entries
