@@ -1,7 +1,7 @@
 """The queue between the threads that receive requests and the thread that runs one version.
 
 Many threads put and cancel, one thread takes. What waits is bounded in rows, not requests, and a
-cancelled call gives its rows back at once. A take returns calls that may share a run of the model
+cancelled call gives its rows and its tensors back at once. A take returns calls that may share a run of the model
 (same `group`), the longest waiting first: with no linger an idle executor gets what is there
 immediately, and batches form by themselves from what arrives while it runs. A lone request is
 never held back for company unless the operator asked for it.
@@ -170,6 +170,7 @@ class RequestQueue:
             call.cancelled = True
             if call.queued:
                 call.queued = False
+                call.inputs = {}  # nobody else has it, and a take may be long in coming
                 self._rows -= call.rows
                 self._cancelled += 1
 

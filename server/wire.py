@@ -28,6 +28,10 @@ from .servable import Servable
 from .tensor import BYTES, DTYPES, Tensor, shape_text
 
 MAX_ID_LENGTH = 256
+# As many as the longest message that gRPC has could carry at one byte each. An empty tensor carries
+# nothing, and numpy and onnxruntime still multiply its other dimensions.
+MAX_ELEMENTS = 2**31 - 1
+_SHOWN_DIMENSIONS = 16
 _MAX_EVENT_TIME_MS = 253_402_300_799_999  # the last millisecond of the year 9999
 
 # Typed contents: the field that carries each datatype. FP16 travels as raw contents only.
@@ -87,7 +91,8 @@ def decode_request(
     specs = servable.inputs
     given = message.inputs
     raws = message.raw_input_contents
-    names = [each.name for each in given]
+    # One more than the model has is enough to tell why there are too many.
+    names = [each.name for each in given[: len(specs) + 1]]
     if names != servable.input_names:
         _check_names(names, servable)
     inputs: dict[str, Tensor] = {}
@@ -155,18 +160,18 @@ def _requested_outputs(message: pb.ModelInferRequest, servable: Servable) -> tup
 def _check_names(given: list[str], servable: Servable) -> None:
     """Every input of the model, once, and nothing else, in any order."""
     specs = servable.inputs
-    missing = [name for name in specs if name not in given]
-    if missing or len(given) > len(specs):
-        for name in given:
-            if given.count(name) > 1:
-                raise InvalidRequestError(
-                    f"input '{name}' for model '{servable.model}' is given more than once"
-                )
+    seen: set[str] = set()
     for name in given:
         if name not in specs:
             raise InvalidRequestError(
                 f"unexpected inference input '{name}' for model '{servable.model}'"
             )
+        if name in seen:
+            raise InvalidRequestError(
+                f"input '{name}' for model '{servable.model}' is given more than once"
+            )
+        seen.add(name)
+    missing = [name for name in specs if name not in seen]
     if missing:
         raise InvalidRequestError(
             f"expected {len(specs)} inputs but got {len(given)} inputs for model "
@@ -199,16 +204,29 @@ def _checked_shape(
             f"inference input '{spec.name}' data-type is '{given.datatype}', "
             f"but model '{model}' expects '{spec.datatype}'"
         )
-    shape = tuple(given.shape)
     wanted = spec.shape
+    shape = tuple(given.shape[: len(wanted) + 1])
     if not _fits(shape, wanted):
         raise InvalidRequestError(
             f"unexpected shape for input '{spec.name}' for model '{model}'. "
-            f"Expected {shape_text(wanted)}, got {shape_text(shape)}"
+            f"Expected {shape_text(wanted)}, got {_shown(given.shape)}"
+        )
+    if math.prod(filter(None, shape)) > MAX_ELEMENTS:
+        raise InvalidRequestError(
+            f"shape {_shown(given.shape)} of input '{spec.name}' for model '{model}' exceeds the limit of "
+            f"{MAX_ELEMENTS} elements, dimensions of size 0 aside"
         )
     if given.parameters:
         _refuse(given.parameters, _UNSERVED_INPUT_PARAMETERS, f"input '{spec.name}'")
     return shape
+
+
+def _shown(shape: Sequence[int]) -> str:
+    """A client's shape for a message: it may have any number of dimensions."""
+    if len(shape) <= _SHOWN_DIMENSIONS:
+        return shape_text(shape)
+    first = ",".join(map(str, shape[:_SHOWN_DIMENSIONS]))
+    return f"[{first},…] of {len(shape)} dimensions"
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -1,6 +1,7 @@
 """The queue: who comes out, in what company, and who never does."""
 
 import threading
+import weakref
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,24 @@ def test_a_cancelled_call_never_comes_out_and_gives_its_rows_back_at_once() -> N
     waiting.put(stays)
     assert take(waiting).calls == [stays]
     assert waiting.stats().cancelled == 1
+
+
+def test_a_call_that_is_cancelled_in_the_queue_lets_its_tensors_go_at_once() -> None:
+    waiting = queue()
+    call = FakeCall(rows(2))
+    array = weakref.ref(call.inputs["x"].array())
+    waiting.put(call)
+    waiting.cancel(call)
+    assert array() is None
+
+
+def test_a_call_that_is_cancelled_while_it_runs_keeps_its_tensors() -> None:
+    waiting = queue()
+    call = FakeCall(rows(2))
+    waiting.put(call)
+    take(waiting)
+    waiting.cancel(call)
+    assert call.inputs["x"].shape == (2, 2)
 
 
 def test_a_call_that_is_cancelled_while_it_runs_is_not_counted_as_never_run() -> None:

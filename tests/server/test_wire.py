@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,24 @@ def test_a_duplicate_input() -> None:
     assert refusal(message, TWO) == "input 'x' for model 'm' is given more than once"
 
 
+def test_of_too_many_inputs_no_more_are_looked_at_than_the_model_has() -> None:
+    many = request(*[(str(number), "FP32", [1]) for number in range(40_000)])
+    same = request(*[("x", "FP32", [1])] * 40_000)
+    began = time.perf_counter()
+    assert refusal(many) == "unexpected inference input '0' for model 'm'"
+    assert refusal(same) == "input 'x' for model 'm' is given more than once"
+    assert time.perf_counter() - began < 0.1
+
+
+def test_names_are_checked_in_a_time_that_grows_with_their_number() -> None:
+    names = [f"input {number}" for number in range(5_000)]
+    wide = servable(*[TensorSpec(name, "FP32", (-1,), ()) for name in names])
+    message = request(*[(name, "FP32", [1]) for name in names[:0:-1]])
+    began = time.perf_counter()
+    assert "but missing required input(s) ['input 0']" in refusal(message, wide)
+    assert time.perf_counter() - began < 0.5
+
+
 def test_a_wrong_datatype() -> None:
     message = request(("x", "FP64", [1, 2]), raw=(bytes(16),))
     assert refusal(message) == (
@@ -246,6 +265,28 @@ def test_a_wrong_shape(shape: list[int]) -> None:
     assert refusal(message) == (
         "unexpected shape for input 'x' for model 'm'. "
         f"Expected [-1,2], got [{','.join(map(str, shape))}]"
+    )
+
+
+def test_a_shape_of_very_many_dimensions_is_not_quoted_whole() -> None:
+    text = refusal(request(("x", "FP32", [1] * 1_000_000), raw=(floats(1, 2),)))
+    assert text == (
+        "unexpected shape for input 'x' for model 'm'. "
+        f"Expected [-1,2], got [{'1,' * 16}…] of 1000000 dimensions"
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[2**62, 0, 1], [1, 2**62, 0], [1, 0, 2**31], [2**31 - 1, 2**31 - 1, 0], [2**63 - 1] * 3],
+)
+@pytest.mark.parametrize("datatype", ["FP32", BYTES])
+def test_a_shape_that_no_array_can_have(shape: list[int], datatype: str) -> None:
+    target = servable(TensorSpec("x", datatype, (-1, -1, -1), ()))
+    message = request(("x", datatype, shape), raw=(b"",))
+    assert refusal(message, target, limit=2**63) == (
+        f"shape [{','.join(map(str, shape))}] of input 'x' for model 'm' exceeds the limit of "
+        "2147483647 elements, dimensions of size 0 aside"
     )
 
 
