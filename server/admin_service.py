@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from trimtab.proto import admin_pb2 as pb
 from trimtab.registry.directory import ModelDirectory, Registry
-from trimtab.registry.errors import InvalidNameError, RegistryError
+from trimtab.registry.errors import InvalidNameError, LockTimeoutError, RegistryError
 from trimtab.registry.state import State
 
 from .control_loop import ControlLoop
@@ -26,8 +26,10 @@ from .errors import (
     InvalidRequestError,
     NotFoundError,
     PreconditionError,
+    UnavailableError,
 )
 from .events import Event, EventBus, Subscription
+from .executor import SHUTTING_DOWN
 from .handlers import CallContext, Handler, StreamHandler, UnaryHandler
 from .lifecycle import ChampionChange
 from .version_plan import ModelStatus, VersionStatus
@@ -79,17 +81,26 @@ class AdminService:
         self._lifecycle = lifecycle
         self._loop = loop
         self._bus = bus
+        self._settling: set[asyncio.Timeout] = set()
+        self._stopping = False
+
+    def stop_waiting(self) -> None:
+        """From now on nobody waits for a loop to settle: they are told that the server stops."""
+        self._stopping = True
+        for limit in self._settling:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
     def handlers(self) -> Mapping[str, Handler]:
         """Full method name to handler."""
         unary: dict[str, UnaryHandler] = {
-            "ListVersions": _unary(pb.ListVersionsRequest, self._list_versions),
-            "Promote": _unary(pb.PromoteRequest, self._promote),
-            "Rollback": _unary(pb.RollbackRequest, self._rollback),
-            "GetDrift": _unary(pb.GetDriftRequest, self._get_drift),
-            "Train": _unary(pb.TrainRequest, self._train),
-            "GetHistory": _unary(pb.GetHistoryRequest, self._get_history),
-            "AwaitSettled": _unary(pb.AwaitSettledRequest, self._await_settled),
+            "ListVersions": self._unary(pb.ListVersionsRequest, self._list_versions),
+            "Promote": self._unary(pb.PromoteRequest, self._promote),
+            "Rollback": self._unary(pb.RollbackRequest, self._rollback),
+            "GetDrift": self._unary(pb.GetDriftRequest, self._get_drift),
+            "Train": self._unary(pb.TrainRequest, self._train),
+            "GetHistory": self._unary(pb.GetHistoryRequest, self._get_history),
+            "AwaitSettled": self._unary(pb.AwaitSettledRequest, self._await_settled),
         }
         handlers: dict[str, Handler] = {f"/{SERVICE}/{name}": h for name, h in unary.items()}
         handlers[f"/{SERVICE}/WatchEvents"] = StreamHandler(self._watch_events)
@@ -195,12 +206,19 @@ class AdminService:
             raise InvalidRequestError(f"timeout_s {request.timeout_s} must be above 0")
         model = request.model_name
         settling = await asyncio.to_thread(self._loop.settle, model, request.observed_rows)
+        limit = asyncio.timeout(0.0 if self._stopping else timeout_s)
         try:
-            await asyncio.wait_for(asyncio.wrap_future(settling.future), timeout_s)
+            async with limit:
+                self._settling.add(limit)
+                await asyncio.wrap_future(settling.future)
         except TimeoutError as error:
+            if self._stopping:
+                raise UnavailableError(SHUTTING_DOWN) from None
             raise DeadlineExpiredError(
                 f"model '{model}' has not settled within {timeout_s:g} s: {settling}"
             ) from error
+        finally:
+            self._settling.discard(limit)
         state = await asyncio.to_thread(self._state, model)
         return pb.AwaitSettledResponse(
             observed_rows=settling.loop.observed.rows,
@@ -215,6 +233,24 @@ class AdminService:
             return _events(self._bus.subscribe(model))
         except InvalidRequestError as error:
             return _refusal(error)
+
+    def _unary(
+        self, kind: type[_Request], handle: Callable[[_Request, CallContext], Awaitable[Message]]
+    ) -> UnaryHandler:
+        async def call(request: bytes, context: CallContext) -> bytes:
+            try:
+                reply = await handle(_decode(kind, request), context)
+            except LockTimeoutError as error:
+                raise UnavailableError(str(error)) from error
+            except RegistryError as error:
+                raise PreconditionError(str(error)) from error
+            except OSError as error:
+                raise UnavailableError(
+                    f"the models directory {self._registry.path} cannot be used: {error}"
+                ) from error
+            return reply.SerializeToString()
+
+        return UnaryHandler(call)
 
     def _status(self, model: str) -> ModelStatus:
         status = self._lifecycle.status(model)
@@ -316,19 +352,6 @@ def _feature_message(feature: FeatureDrift) -> pb.FeatureDrift:
         reference_shares=feature.reference_shares,
         window_shares=feature.window_shares,
     )
-
-
-def _unary(
-    kind: type[_Request], handle: Callable[[_Request, CallContext], Awaitable[Message]]
-) -> UnaryHandler:
-    async def call(request: bytes, context: CallContext) -> bytes:
-        try:
-            reply = await handle(_decode(kind, request), context)
-        except RegistryError as error:
-            raise PreconditionError(str(error)) from error
-        return reply.SerializeToString()
-
-    return UnaryHandler(call)
 
 
 def _decode(kind: type[_Request], request: bytes) -> _Request:

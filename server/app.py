@@ -37,9 +37,21 @@ _log = logging.getLogger(__name__)
 class Listening:
     """Where a started server answers."""
 
+    inference_host: str
     inference_port: int
+    admin_host: str
     admin_port: int
     frontend: str
+
+    @property
+    def inference(self) -> str:
+        """host:port of the inference port, for a client on this machine."""
+        return _address(_reachable(self.inference_host), self.inference_port)
+
+    @property
+    def admin(self) -> str:
+        """host:port of the admin port, for a client on this machine."""
+        return _address(_reachable(self.admin_host), self.admin_port)
 
 
 class Application:
@@ -69,15 +81,15 @@ class Application:
             self._control.model,
             max_request_rows=config.batching.max_request_rows,
         )
-        admin = AdminService(registry, self._models, self._control, self._events)
+        self._admin = AdminService(registry, self._models, self._control, self._events)
         self._inference_frontend = PortableFrontend(
-            f"{listen.host}:{listen.port}",
+            _address(listen.host, listen.port),
             {**self._inference.handlers(), **feedback.handlers()},
             max_message_bytes=listen.max_message_bytes,
         )
         self._admin_frontend = PortableFrontend(
-            f"{listen.admin_host}:{listen.admin_port}",
-            admin.handlers(),
+            _address(listen.admin_host, listen.admin_port),
+            self._admin.handlers(),
             max_message_bytes=listen.max_message_bytes,
         )
 
@@ -94,20 +106,21 @@ class Application:
             admin_port = await self._admin_frontend.start()
             self._control.start(self._models)
             await asyncio.to_thread(self._models.start)
-            self._lock.tell(
-                f"{_reachable(listen.host)}:{inference_port}",
-                f"{_reachable(listen.admin_host)}:{admin_port}",
+            listening = Listening(
+                listen.host, inference_port, listen.admin_host, admin_port, "portable"
             )
+            self._lock.tell(listening.inference, listening.admin)
         except BaseException:
             await self.stop(grace_s=0.0)
             raise
-        return Listening(inference_port, admin_port, "portable")
+        return listening
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Ends everything in order; requests under way have `grace_s` seconds (else the setting's)."""
         grace = self._config.server.grace_s if grace_s is None else grace_s
         ends = asyncio.get_running_loop().time() + grace
         self._inference.stop_accepting()
+        self._admin.stop_waiting()
         self._events.close()
         await asyncio.gather(self._inference_frontend.stop(grace), self._admin_frontend.stop(grace))
         left = max(0.0, ends - asyncio.get_running_loop().time())
@@ -154,3 +167,8 @@ async def run(config: ServerConfig, on_ready: Callable[[Listening], None]) -> No
 def _reachable(host: str) -> str:
     """The address that a client on this machine uses for a server listening on `host`."""
     return "127.0.0.1" if host in ("0.0.0.0", "", "[::]", "::") else host
+
+
+def _address(host: str, port: int) -> str:
+    """An IPv6 address in brackets: its colons are not the one before the port."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from trimtab.registry.directory import ModelDirectory, Registry
-from trimtab.registry.errors import RegistryError
+from trimtab.registry.errors import LockTimeoutError, RegistryError, RevisionConflictError
 from trimtab.registry.state import State
 
 from .config import ConfigError, ServerConfig, load_model_policy
@@ -43,6 +43,8 @@ from .version_loader import TapFactory, VersionLoader
 from .version_plan import ModelStatus, OnDisk, VersionState
 
 _logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 100  # at a change, each of which somebody else's change outran
 
 ChampionCallback = Callable[[str, Servable | None], None]
 EventCallback = Callable[[str, str, int, str, Mapping[str, Any]], None]
@@ -170,10 +172,12 @@ class ModelManager:
         event_time_ms: int | None = None,
     ) -> ChampionChange:
         """Makes a version the champion: loads and checks it first, then changes the registry, then
-        lets it answer. Raises NotFoundError or PreconditionError, and then nothing has changed.
+        lets it answer. Raises NotFoundError, PreconditionError or UnavailableError, and then nothing
+        has changed.
         """
         return self._change(
             model,
+            expected_revision,
             lambda directory: (version, expected_revision),
             lambda directory, revision: directory.promote(
                 version,
@@ -195,7 +199,10 @@ class ModelManager:
         expected_revision: int | None = None,
         event_time_ms: int | None = None,
     ) -> ChampionChange:
-        """Makes the previous champion the champion again. Raises as `promote` does."""
+        """Makes the previous champion the champion again. Raises as `promote` does.
+
+        Without `expected_revision` the previous champion is the one at the time of the change.
+        """
 
         def target(directory: ModelDirectory) -> tuple[int, int | None]:
             state = directory.state()
@@ -207,6 +214,7 @@ class ModelManager:
 
         return self._change(
             model,
+            expected_revision,
             target,
             lambda directory, revision: directory.rollback(
                 actor=actor,
@@ -220,10 +228,39 @@ class ModelManager:
     def _change(
         self,
         name: str,
+        expected_revision: int | None,
         target: Callable[[ModelDirectory], tuple[int, int | None]],
         commit: Callable[[ModelDirectory, int | None], State],
     ) -> ChampionChange:
         started = self._clock()
+        try:
+            model = self._model_to_change(name)
+            attempts = _ATTEMPTS if expected_revision is None else 1
+            while True:
+                attempts -= 1
+                version, revision = target(model.directory)
+                try:
+                    with self._loaded(model, version), model.lock:
+                        state = commit(model.directory, revision)
+                        elapsed = self._follow(model, state, started)
+                    return ChampionChange(state, elapsed)
+                except RevisionConflictError:
+                    if attempts == 0:
+                        raise
+        except LockTimeoutError as error:
+            raise UnavailableError(one_line(error)) from error
+        except RegistryError as error:
+            raise PreconditionError(one_line(error)) from error
+        except OSError as error:
+            raise UnavailableError(
+                f"the models directory {self._config.models_dir} cannot be used: {one_line(error)}"
+            ) from error
+        finally:
+            self.reconcile(name)  # retires what is no longer wanted
+
+    def _model_to_change(self, name: str) -> ServedModel:
+        if name not in self._registry.models():
+            self._refuse(None, name, "")
         model = self._models.get(name)
         if model is None:
             self.reconcile(name).result()  # it may have come just now
@@ -234,24 +271,19 @@ class ModelManager:
             raise PreconditionError(
                 f"model '{name}' was not published by Trimtab: its highest version answers"
             )
-        try:
-            version, revision = target(model.directory)
-            with self._pinned(model, version):
-                self._ensure_loaded(model, version)
-                with model.lock:
-                    state = commit(model.directory, revision)
-                    elapsed = self._follow(model, state, started)
-        except RegistryError as error:
-            raise PreconditionError(one_line(error)) from error
-        finally:
-            self.reconcile(name)  # retires what is no longer wanted
-        return ChampionChange(state, elapsed)
+        return model
 
     @contextlib.contextmanager
-    def _pinned(self, model: ServedModel, version: int) -> Iterator[None]:
+    def _loaded(self, model: ServedModel, version: int) -> Iterator[None]:
+        """A version that is there is loaded, and stays so until the block ends."""
+        if version not in model.directory.version_directories():
+            raise NotFoundError(
+                f"Request for unknown model: '{model.name}' version {version} is not found"
+            )
         with model.lock:
             model.pinned[version] += 1
         try:
+            self._ensure_loaded(model, version)
             yield
         finally:
             with model.lock:
@@ -260,10 +292,6 @@ class ModelManager:
     def _ensure_loaded(self, model: ServedModel, version: int) -> None:
         if version in model.executors:
             return
-        if version not in model.directory.version_directories():
-            raise NotFoundError(
-                f"Request for unknown model: '{model.name}' version {version} is not found"
-            )
         try:
             self._loader.submit(self._load, model, version).result()
         except (RuntimeError, CancelledError) as error:  # the loader was shut down
@@ -311,6 +339,8 @@ class ModelManager:
                 self._reconcile_model(model)
             elif model is not None:
                 self._remove(model)
+        except OSError as error:  # what serves goes on serving; the watcher looks again
+            _logger.error("model '%s': its directory could not be followed: %s", name, error)
         except Exception:
             _logger.exception("model '%s': its directory could not be followed", name)
         finally:

@@ -3,8 +3,12 @@
 It serves handlers of raw bytes by full method name. One generic handler looks methods up in a dict:
 methods registered with the server cost an extra task per call in grpc.aio, and (de)serialisers would
 build messages that the services read themselves. Errors become status codes here and nowhere else.
+
+gRPC reads calls ahead of the handlers, and cancels those when its server stops. So every new call is
+refused for a moment first, and then the server is stopped: a client is told, and never cut off.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,10 +17,17 @@ from typing import NoReturn
 import grpc
 import grpc.aio
 
-from .errors import TrimtabError, status_of
+from .errors import TrimtabError, UnavailableError, status_of
+from .executor import SHUTTING_DOWN
 from .handlers import CallContext, Handler, UnaryHandler
 
 _logger = logging.getLogger(__name__)
+
+# Bytes of an error's text; gRPC makes up to three of one when it percent-encodes, and clients drop a
+# reply whose trailing metadata exceed 8 KiB: they would see RESOURCE_EXHAUSTED in place of the status.
+_MAX_DETAILS = 1000
+
+_REFUSING_S = 0.2  # enough for some thousand calls that were read ahead
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -29,16 +40,18 @@ class PortableFrontend:
     ) -> None:
         self._address = address
         self._max_message_bytes = max_message_bytes
-        self._methods = {
-            name: grpc.unary_unary_rpc_method_handler(_unary(name, handler.handle))
-            if isinstance(handler, UnaryHandler)
-            else grpc.unary_stream_rpc_method_handler(_stream(name, handler.handle))
-            for name, handler in handlers.items()
-        }
+        self._methods = _Methods(
+            {
+                name: grpc.unary_unary_rpc_method_handler(_unary(name, handler.handle))
+                if isinstance(handler, UnaryHandler)
+                else grpc.unary_stream_rpc_method_handler(_stream(name, handler.handle))
+                for name, handler in handlers.items()
+            }
+        )
         self._server: grpc.aio.Server | None = None
 
     def __repr__(self) -> str:
-        return f"<PortableFrontend {self._address}, {len(self._methods)} methods>"
+        return f"<PortableFrontend {self._address}{' stopping' * self._methods.refusing}>"
 
     async def start(self) -> int:
         """Listens; returns the port. Raises OSError when the address cannot be had."""
@@ -49,7 +62,7 @@ class PortableFrontend:
                 ("grpc.max_send_message_length", self._max_message_bytes),
             ]
         )
-        server.add_generic_rpc_handlers((_ByName(self._methods),))
+        server.add_generic_rpc_handlers((self._methods,))
         try:
             port = server.add_insecure_port(self._address)
         except RuntimeError as error:
@@ -63,18 +76,29 @@ class PortableFrontend:
     async def stop(self, grace_s: float | None = None) -> None:
         """Refuses new calls, lets those under way finish for `grace_s`, cancels the rest."""
         if self._server is not None:
-            await self._server.stop(grace_s)
+            self._methods.refusing = True
+            pause = min(_REFUSING_S, grace_s or 0.0)
+            await asyncio.sleep(pause)
+            await self._server.stop(grace_s and grace_s - pause)
             self._server = None
 
 
-class _ByName(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stub only
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in its stub only
     def __init__(self, methods: "Mapping[str, grpc.RpcMethodHandler[bytes, bytes]]") -> None:
         self._methods = methods
+        self._refusal = grpc.unary_unary_rpc_method_handler(_unary("refusal", _refuse))
+        self.refusing = False
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+        if self.refusing:
+            return self._refusal
         return self._methods.get(handler_call_details.method)
+
+
+async def _refuse(request: bytes, context: CallContext) -> bytes:
+    raise UnavailableError(SHUTTING_DOWN)
 
 
 def _unary(
@@ -124,4 +148,11 @@ def _call_context(context: _Context) -> CallContext:
 async def _abort(name: str, context: _Context, error: Exception) -> NoReturn:
     if not isinstance(error, TrimtabError):
         _logger.error("%s failed", name, exc_info=error)
-    await context.abort(status_of(error), str(error) or type(error).__name__)
+    await context.abort(status_of(error), _details(str(error) or type(error).__name__))
+
+
+def _details(text: str) -> str:
+    """The text, cut where it is too long: it may quote what a client sent."""
+    encoded = text[:_MAX_DETAILS].encode(errors="replace")[:_MAX_DETAILS]
+    shown = encoded.decode(errors="ignore")
+    return shown + "…" if len(shown) < len(text) else shown

@@ -254,11 +254,9 @@ def serve(config: ServerConfig, *, as_json: bool, until_eof: bool) -> None:
         threading.Thread(target=_stop_at_eof, name="stdin", daemon=True).start()
 
     def on_ready(listening: Listening) -> None:
-        inference = f"{_reachable(config.server.host)}:{listening.inference_port}"
-        admin = f"{_reachable(config.server.admin_host)}:{listening.admin_port}"
         threading.Thread(
             target=_announce,
-            args=(inference, admin, listening.frontend, as_json),
+            args=(listening.inference, listening.admin, listening.frontend, as_json),
             name="banner",
             daemon=True,
         ).start()
@@ -316,13 +314,6 @@ def _summary(model: admin_pb2.ModelVersions) -> dict[str, Any]:
             for item in model.versions
         ],
     }
-
-
-def _reachable(host: str) -> str:
-    """The address a client on this machine uses for a server that listens on `host`."""
-    if host in ("0.0.0.0", "::", "[::]", ""):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _stop_at_eof() -> None:

@@ -31,9 +31,10 @@ from trimtab.server.errors import (
     InvalidRequestError,
     NotFoundError,
     PreconditionError,
+    UnavailableError,
 )
 from trimtab.server.events import EventBus
-from trimtab.server.executor import ExecutorStats
+from trimtab.server.executor import SHUTTING_DOWN, ExecutorStats
 from trimtab.server.handlers import CallContext, StreamHandler, UnaryHandler
 from trimtab.server.lifecycle import ChampionChange
 from trimtab.server.training_run import TrainingResult
@@ -114,10 +115,10 @@ class Admin:
         promoter = FakePromoter(self.registry, self.changed)
         self.loop.start(promoter)
         self.changed("m", 1)
-        service = AdminService(
+        self.service = AdminService(
             self.registry, FakeLifecycle(self.registry, promoter), self.loop, self.bus
         )
-        self.handlers = service.handlers()
+        self.handlers = self.service.handlers()
 
     def changed(self, model: str, version: int) -> None:
         servable = FakeServable(model, version, SIGNATURE, self.reference_path)
@@ -248,6 +249,37 @@ def test_a_training_is_started_and_waited_for(admin: Admin) -> None:
     admin.ask(settle, pb.AwaitSettledResponse)
     with pytest.raises(InvalidRequestError, match="timeout_s"):
         admin.ask(pb.AwaitSettledRequest(model_name="m", timeout_s=-1), pb.AwaitSettledResponse)
+
+
+def test_who_waits_for_a_loop_is_told_that_the_server_stops(admin: Admin) -> None:
+    settle = pb.AwaitSettledRequest(model_name="m", observed_rows=2**40)
+
+    async def main() -> None:
+        waiting = asyncio.ensure_future(admin.call(settle, pb.AwaitSettledResponse))
+        while not admin.service._settling:
+            await asyncio.sleep(0)
+        admin.service.stop_waiting()
+        for each in (waiting, admin.call(settle, pb.AwaitSettledResponse)):
+            with pytest.raises(UnavailableError, match=SHUTTING_DOWN):
+                await asyncio.wait_for(each, 30)
+
+    asyncio.run(main())
+
+
+def test_a_directory_that_is_away_is_unavailable_and_named(admin: Admin) -> None:
+    path = admin.registry.path
+    away = path.with_name("away")
+    path.rename(away)
+    try:
+        for request, reply in [
+            (pb.GetHistoryRequest(model_name="m"), pb.GetHistoryResponse),
+            (pb.ListVersionsRequest(), pb.ListVersionsResponse),
+            (pb.AwaitSettledRequest(model_name="m"), pb.AwaitSettledResponse),
+        ]:
+            with pytest.raises(UnavailableError, match=f"{path} cannot be used: .*No such file"):
+                admin.ask(request, reply)
+    finally:
+        away.rename(path)
 
 
 def test_a_message_that_is_none_is_refused(admin: Admin) -> None:

@@ -1,8 +1,10 @@
 """The lifecycle as a specification: what is loaded, who answers, what a change may not break."""
 
+import fcntl
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 
 from tests import models
 from tests.fakes import FakeCall
+from trimtab.registry import durable
 from trimtab.registry.directory import ModelDirectory, Registry
+from trimtab.registry.state import State
 from trimtab.server.config import BatchingConfig, ListenConfig, ServerConfig
 from trimtab.server.errors import (
     InvalidRequestError,
@@ -537,6 +541,100 @@ def test_promotions_of_what_is_not_there(world: World) -> None:
         world.manager.promote("x", 1, actor="a", reason="r")
     with pytest.raises(PreconditionError, match="no previous champion"):
         world.rollback()
+
+
+def test_a_promotion_of_what_is_not_there_is_told_to_its_caller_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(1.0)
+    world.manager.start()
+    told = list(world.events)
+    look = ModelDirectory.version_directories
+
+    def late(directory: ModelDirectory) -> list[int]:
+        if threading.current_thread() is threading.main_thread():
+            world.follow()  # the loader comes by while the promotion is under way
+        return look(directory)
+
+    monkeypatch.setattr(ModelDirectory, "version_directories", late)
+    with pytest.raises(NotFoundError, match="'m' version 9 is not found"):
+        world.promote(9)
+    world.follow()
+    assert world.events == told
+    assert world.states() == {1: READY}
+
+
+def test_rollbacks_that_name_no_revision_never_lose_to_each_other(world: World) -> None:
+    world.publish(1.0)
+    world.publish(2.0)
+    world.manager.start()
+    world.promote(2)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(world.rollback) for _ in range(40)]
+        revisions = [job.result(60).state.revision for job in jobs]
+    assert sorted(revisions) == list(range(3, 43))
+    assert world.directory.state().champion == 2
+
+
+def test_a_rollback_that_is_outrun_goes_back_to_what_is_then_the_previous_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for factor in (1.0, 2.0, 3.0):
+        world.publish(factor)
+    world.manager.start()
+    world.promote(2)
+    world.follow()
+    rolled_back = ModelDirectory.rollback
+    outrun = [world.directory.promote]
+
+    def late(directory: ModelDirectory, **rest: Any) -> Any:
+        while outrun:
+            outrun.pop()(3, actor="trainer", reason="better")
+        return rolled_back(directory, **rest)
+
+    monkeypatch.setattr(ModelDirectory, "rollback", late)
+    assert world.rollback().state == State(4, champion=2, previous=3)
+    outrun.append(world.directory.promote)
+    with pytest.raises(PreconditionError, match="at revision 5, not at the expected 4"):
+        world.rollback(expected_revision=4)
+
+
+def test_while_the_directory_is_away_changes_are_unavailable_and_the_champion_answers(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.publish(1.0)
+    world.publish(2.0)
+    world.manager.start()
+    away = tmp_path.with_name("away")
+    tmp_path.rename(away)
+    try:
+        unavailable = f"{tmp_path} cannot be used: .*No such"
+        with pytest.raises(UnavailableError, match=unavailable):
+            world.promote(2)
+        with pytest.raises(UnavailableError, match=unavailable):
+            world.rollback()
+        world.follow()
+        assert world.predict() == 1.0
+    finally:
+        away.rename(tmp_path)
+    assert not [record for record in caplog.records if record.exc_info]
+    assert world.promote(2).state.champion == 2
+
+
+def test_a_lock_that_is_not_let_go_of_makes_a_change_unavailable(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(1.0)
+    world.publish(2.0)
+    world.manager.start()
+    monkeypatch.setattr(durable, "LOCK_LIMIT_S", 0.05)
+    (lock,) = tmp_path.glob("*/.lock")
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match=r"\.lock"):
+            world.promote(2)
+    assert world.predict() == 1.0
+    assert world.promote(2).state.champion == 2
 
 
 def test_a_model_that_came_just_now_can_be_promoted(world: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.live import stream, unary
 from trimtab.server import errors
+from trimtab.server.executor import SHUTTING_DOWN
 from trimtab.server.handlers import CallContext, Handler, StreamHandler, UnaryHandler
 from trimtab.server.portable_frontend import PortableFrontend
 
@@ -70,6 +71,35 @@ def test_an_error_becomes_its_status(error: Exception, code: grpc.StatusCode) ->
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unary(channel, "/s/Fails")(b"")
         assert (caught.value.code(), caught.value.details()) == (code, str(error))
+
+    run({"/s/Fails": UnaryHandler(fails)}, body)
+
+
+@pytest.mark.parametrize("character", ["m", " ", "%", "\n", "é", "漢", "🜁"])
+def test_a_long_error_text_is_cut_and_keeps_its_status(character: str) -> None:
+    async def fails(request: bytes, context: CallContext) -> bytes:
+        raise errors.NotFoundError("unknown model: " + character * 1_000_000)
+
+    async def body(channel: grpc.aio.Channel, port: int) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unary(channel, "/s/Fails")(b"")
+        details = caught.value.details() or ""
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert details.startswith("unknown model: " + character * 200)
+        assert details.endswith(character + "…") and len(details) <= 1001
+
+    run({"/s/Fails": UnaryHandler(fails)}, body)
+
+
+def test_an_error_text_that_is_no_unicode_is_sent_all_the_same() -> None:
+    async def fails(request: bytes, context: CallContext) -> bytes:
+        raise errors.NotFoundError("no file \udcff")
+
+    async def body(channel: grpc.aio.Channel, port: int) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unary(channel, "/s/Fails")(b"")
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert caught.value.details() == "no file ?"
 
     run({"/s/Fails": UnaryHandler(fails)}, body)
 
@@ -229,6 +259,11 @@ def test_stopping_lets_calls_finish_and_refuses_new_ones() -> None:
             await begun.wait()
             stopping = asyncio.ensure_future(frontend.stop(30.0))
             await asyncio.sleep(0)
+            for again in (unary(channel, "/s/Slow"), unary(channel, "/s/Other")):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await again(b"")
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert caught.value.details() == SHUTTING_DOWN
             go_on.set()
             assert await call == b"done"
             await stopping
