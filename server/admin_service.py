@@ -230,7 +230,7 @@ class AdminService:
         """Not a generator itself: who calls it is subscribed as it returns, not a moment later."""
         try:
             model = _decode(pb.WatchEventsRequest, request).model_name
-            return _events(self._bus.subscribe(model))
+            return _Events(self._bus.subscribe(model))
         except InvalidRequestError as error:
             return _refusal(error)
 
@@ -363,9 +363,19 @@ def _decode(kind: type[_Request], request: bytes) -> _Request:
     return message
 
 
-async def _events(subscription: Subscription) -> AsyncIterator[bytes]:
-    async for event in subscription.events():
-        yield event_message(event).SerializeToString()
+class _Events(AsyncIterator[bytes]):
+    """One listener's stream. No generator: one that never began would not end its subscription."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._events = subscription.events()
+
+    async def __anext__(self) -> bytes:
+        return event_message(await anext(self._events)).SerializeToString()
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
+        self._subscription.close()
 
 
 async def _refusal(error: Exception) -> AsyncIterator[bytes]:

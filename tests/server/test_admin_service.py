@@ -162,6 +162,16 @@ def test_versions_are_listed_with_role_state_and_metrics(admin: Admin) -> None:
         admin.ask(pb.ListVersionsRequest(model_name="x"), pb.ListVersionsResponse)
 
 
+def test_a_listener_that_leaves_before_its_first_event_is_forgotten(admin: Admin) -> None:
+    async def main() -> None:
+        events = admin.watch(pb.WatchEventsRequest().SerializeToString())
+        assert admin.bus.stats.subscribers == 1
+        await events.aclose()
+        assert admin.bus.stats.subscribers == 0
+
+    asyncio.run(main())
+
+
 def test_promote_and_rollback_say_what_they_did_and_are_told_to_listeners(admin: Admin) -> None:
     publish_version(admin.registry)
 
