@@ -256,7 +256,6 @@ def _from_traffic(
     labels = _concat((frame for _, frame in told), "the log of labels")
     if labels is None:
         return None, []
-    labels = labels.unique(keys, keep="last", maintain_order=True)
     if text is None:
         text = recipe.classification and labels["text"].null_count() < labels.height
     value = "text" if text else "number"
@@ -264,6 +263,8 @@ def _from_traffic(
     if wrong:
         dropped["labels of the other type"] = wrong
     labels = labels.select(*keys, pl.col(value).alias(TARGET)).filter(pl.col(TARGET).is_not_null())
+    # After that: a label of the other type must not take the place of a right one.
+    labels = labels.unique(keys, keep="last", maintain_order=True)
 
     columns = [f"in.{name}" for name in recipe.features]
     read = read_log(data / "traffic", [*keys, "event_time", *columns])

@@ -155,6 +155,24 @@ def test_labels_of_the_other_type_are_left_out_and_counted(
     assert data.dropped["labels of the other type"] == 20
 
 
+def test_a_label_of_the_other_type_does_not_take_the_place_of_a_right_one(
+    tmp_path: Path,
+    make_frame: FrameMaker,
+    make_recipe: RecipeMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    live = make_frame(200)
+    right = labels(live, "a")
+    wrong = right.head(1).with_columns(number=None, text=pl.lit("x")).cast(right.schema)
+    write_frames(tmp_path / "traffic/active.frames", [served(live, "a")])
+    write_frames(tmp_path / "labels/active.frames", [right, wrong])
+    data = Dataset.read(make_recipe(), tmp_path)
+    assert len(data) == 200
+    assert data.dropped["labels of the other type"] == 1
+
+
 def test_traffic_that_lacks_a_column_of_the_recipe_is_left_out_and_counted(
     tmp_path: Path,
     make_frame: FrameMaker,
