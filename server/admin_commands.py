@@ -102,6 +102,8 @@ def roll_back(
 ) -> None:
     """Make the previous champion the champion again, at once: it is still loaded.
 
+    The version that it leaves becomes the previous one: a second rollback returns to it.
+
     `trimtab rollback models airtime --reason "complaints since noon"`
     """
     with _client(models_dir, admin) as client:

@@ -95,7 +95,7 @@ app.command("serve")(serve_models)
 def train_model(
     models_dir: ModelsDir,
     model: Model,
-    reason: Reason = "asked for on the command line",
+    reason: Reason = "trained by hand",
     actor: Actor = None,
     as_json: Json = False,
 ) -> None:

@@ -10,8 +10,10 @@ refused for a moment first, and then the server is stopped: a client is told, an
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from errno import EADDRINUSE
 from typing import NoReturn
 
 import grpc
@@ -55,6 +57,7 @@ class PortableFrontend:
 
     async def start(self) -> int:
         """Listens; returns the port. Raises OSError when the address cannot be had."""
+        _check_free(self._address)
         server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail loudly
@@ -136,6 +139,22 @@ def _stream(
         await _abort(name, context, failure)
 
     return call
+
+
+def _check_free(address: str) -> None:
+    """Says why an address cannot be had, which gRPC only writes to standard error."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, target in found[:1]:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(target)
+    except OSError as error:
+        hint = "; choose another port, or 0 for a free one" if error.errno == EADDRINUSE else ""
+        raise OSError(f"cannot listen on {address}: {error.strerror}{hint}") from error
 
 
 def _call_context(context: _Context) -> CallContext:

@@ -37,7 +37,7 @@ def train(models_dir: Path, model: str, *, actor: str, reason: str, as_json: boo
     if as_json:
         print(json.dumps(_as_dict(result)))
     else:
-        _show(result, out())
+        _show(models_dir, model, result, out())
     return PUBLISHED if result.outcome == "published" else REFUSED
 
 
@@ -70,7 +70,7 @@ def run_training(arguments: list[str], console: Console) -> TrainingResult:
     return results[0]
 
 
-def _show(result: TrainingResult, console: Console) -> None:
+def _show(models_dir: Path, model: str, result: TrainingResult, console: Console) -> None:
     if result.gates:
         console.print(gates_table(result.gates))
         console.print()
@@ -78,6 +78,8 @@ def _show(result: TrainingResult, console: Console) -> None:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
         text = f"published version {result.version}, trained on {result.rows:,} rows"
         text += f": {metrics}" if metrics else ""
+        if result.version is not None and result.version > 1:
+            text += f"\nit waits for: trimtab promote {models_dir} {model} {result.version}"
     else:
         text = f"refused: {result.reason}"
     console.print(text, style="bold", markup=False, highlight=False)

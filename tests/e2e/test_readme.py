@@ -75,7 +75,8 @@ def test_an_onnx_file_is_served_in_three_commands(tmp_path: Path) -> None:
 def test_a_model_is_trained_served_and_steered(tmp_path: Path) -> None:
     recipe = block("Train your own model", "toml")
     train, serve = commands(block("Train your own model", "sh", 0))
-    steer = commands(block("Train your own model", "sh", 1))
+    client = commands(block("Train your own model", "sh", 1))
+    steer = commands(block("Train your own model", "sh", 2))
     folder = tmp_path / "models" / "price"
     folder.mkdir(parents=True)
     (folder / "trimtab.toml").write_text(recipe)
@@ -98,9 +99,14 @@ def test_a_model_is_trained_served_and_steered(tmp_path: Path) -> None:
     publish_a_copy(ModelDirectory(folder))
     assert serve == "trimtab serve models"
     with served(tmp_path / "models") as server:
+        asked, told = (
+            shell(f"{command} --server {server.banner['inference']}", ROOT) for command in client
+        )
         shown = {command.split()[1]: shell(command, tmp_path) for command in steer}
         assert server.stop() == 0
 
+    assert "id sale-1, answered by version 1" in asked
+    assert "labels taken: 1" in told
     assert "champion" in shown["models"]
     assert "area" in shown["drift"]
     for word in ("published", "promoted", "rolled back", "checked by hand", "support tickets"):

@@ -235,7 +235,9 @@ def test_two_frontends_live_in_one_loop() -> None:
 def test_a_port_that_is_taken_is_an_oserror() -> None:
     async def body(channel: grpc.aio.Channel, port: int) -> None:
         second = PortableFrontend(f"127.0.0.1:{port}", {}, max_message_bytes=LIMIT)
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(
+            OSError, match=f"cannot listen on 127.0.0.1:{port}: .* in use; choose another"
+        ):
             await second.start()
 
     run({"/s/Echo": UnaryHandler(echo)}, body)
