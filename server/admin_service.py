@@ -281,6 +281,10 @@ class AdminService:
             champion=status.champion or 0,
             previous=status.previous or 0,
         )
+        log = self._loop.traffic_stats(status.model)
+        message.log_rows_written = log.rows_written
+        message.log_rows_dropped = log.rows_dropped
+        message.log_failing = log.failing
         directory = self._registry.model(status.model)
         for version in status.versions:
             info = message.versions.add(

@@ -33,6 +33,7 @@ from .events import EventBus, wall_ms
 from .loop_tap import LoopTap
 from .model_context import ModelContext
 from .model_loop import ModelLoop
+from .traffic_log import TrafficStats
 from .training_desk import Promoter, Spawn, TrainingDesk, TrainRequest
 from .training_run import TrainingRun
 
@@ -151,6 +152,12 @@ class ControlLoop:
     def models(self) -> list[ModelLoop]:
         """Those that were taken up, by name."""
         return [model for _, model in sorted(self._models.items())]
+
+    def traffic_stats(self, model: str) -> TrafficStats:
+        """Counts of a model's traffic log; zeros where there is none."""
+        found = self._models.get(model)
+        log = found.context.traffic if found is not None else None
+        return log.stats if log is not None else TrafficStats()
 
     def train(self, model: str, actor: str, reason: str) -> "Future[str]":
         """Asks for a training: its id once it has started, or PreconditionError. NotFoundError."""

@@ -60,6 +60,10 @@ def versions_view(models: Iterable[admin_pb2.ModelVersions], *, served: bool) ->
         else:
             champion = f"champion {model.champion}" if model.champion else "no champion"
             title.append(f"  {champion}, revision {model.revision}", "not bold")
+        if model.log_rows_dropped:
+            title.append(f"  {model.log_rows_dropped:,} rows dropped by the traffic log", "red")
+        if model.log_failing:
+            title.append(f"  {model.log_failing}", "red")
         parts.append(title)
         if model.versions:
             parts.append(_versions_table(model.versions, served))

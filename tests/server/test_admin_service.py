@@ -162,6 +162,19 @@ def test_versions_are_listed_with_role_state_and_metrics(admin: Admin) -> None:
         admin.ask(pb.ListVersionsRequest(model_name="x"), pb.ListVersionsResponse)
 
 
+def test_what_the_traffic_log_wrote_and_dropped_is_shown(admin: Admin) -> None:
+    log = admin.loop.model("m").context.traffic
+    assert log is not None
+    admin.tap(batch(*draw(np.random.default_rng(0), 100)))
+    assert log.flush()
+    log.close()
+    admin.tap(batch(*draw(np.random.default_rng(1), 7)))
+
+    (model,) = admin.ask(pb.ListVersionsRequest(), pb.ListVersionsResponse).models
+
+    assert (model.log_rows_written, model.log_rows_dropped, model.log_failing) == (100, 7, "")
+
+
 def test_a_listener_that_leaves_before_its_first_event_is_forgotten(admin: Admin) -> None:
     async def main() -> None:
         events = admin.watch(pb.WatchEventsRequest().SerializeToString())
