@@ -266,7 +266,7 @@ def _build(
         if metadata["high"] is not None and value > metadata["high"]:
             raise ConfigError(f"{where} = {value}: must be at most {metadata['high']}")
         values[key] = value
-    return dataclasses.replace(base, **values) if base is not None else kind(**values)  # type: ignore[type-var]  # so is this
+    return dataclasses.replace(base, **values) if base is not None else kind(**values)  # type: ignore[type-var]  # a dataclass, as all
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
