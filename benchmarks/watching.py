@@ -20,15 +20,15 @@ from environment import describe
 
 from trimtab._native.reference import ReferenceProfile, TensorReference, numeric_feature
 from trimtab.registry.manifest import Signature, TensorSpec
-from trimtab.server import arrow_frame
 from trimtab.server.config import DriftConfig, TrafficConfig
-from trimtab.server.drift_monitor import DriftMonitor
-from trimtab.server.drift_report import WindowSnapshot, evaluate
-from trimtab.server.observation import ObservedBatch, ObservedCall
-from trimtab.server.tensor import Tensor
-from trimtab.server.traffic_log import TrafficLog
-from trimtab.server.traffic_rows import TrafficLayout, columns_of
-from trimtab.server.yardstick import Yardstick
+from trimtab.server.drift.drift_monitor import DriftMonitor
+from trimtab.server.drift.drift_report import WindowSnapshot, evaluate
+from trimtab.server.drift.yardstick import Yardstick
+from trimtab.server.inference.observation import ObservedBatch, ObservedCall
+from trimtab.server.inference.tensor import Tensor
+from trimtab.server.logs import arrow_frame
+from trimtab.server.logs.traffic_log import TrafficLog
+from trimtab.server.logs.traffic_rows import TrafficLayout, columns_of
 
 FEATURES = 30
 FRAME_ROWS = 4096

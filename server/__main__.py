@@ -1,6 +1,6 @@
 """`python -m trimtab.server …` is the command `trimtab …`, where the script is not on the path."""
 
-from .cli import main
+from .commands.cli import main
 
 if __name__ == "__main__":
     main()

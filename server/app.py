@@ -20,15 +20,15 @@ from importlib.metadata import version
 
 from trimtab.registry.directory import Registry
 
-from .admin_service import AdminService
 from .config import ServerConfig
-from .control_loop import ControlLoop
 from .events import EventBus
-from .feedback_service import FeedbackService
-from .inference_service import InferenceService
-from .lifecycle import ModelManager
-from .portable_frontend import PortableFrontend
+from .lifecycle.model_manager import ModelManager
+from .loop.control_loop import ControlLoop
 from .server_lock import ServerLock
+from .services.admin_service import AdminService
+from .services.feedback_service import FeedbackService
+from .services.inference_service import InferenceService
+from .services.portable_frontend import PortableFrontend
 
 _log = logging.getLogger(__name__)
 

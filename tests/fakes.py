@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.registry.manifest import Signature, TensorSpec
-from trimtab.server.request_queue import Call, Outcome, Sink
-from trimtab.server.servable import Servable
-from trimtab.server.tensor import Tensor
+from trimtab.server.inference.request_queue import Call, Outcome, Sink
+from trimtab.server.inference.servable import Servable
+from trimtab.server.inference.tensor import Tensor
 
 
 class FakeClock:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from trimtab.proto import open_inference_pb2 as pb
 from trimtab.registry.directory import Registry
 from trimtab.server.config import BatchingConfig, ListenConfig, ServerConfig
-from trimtab.server.inference_service import InferenceService
-from trimtab.server.lifecycle import ModelManager
-from trimtab.server.observation import ObservedBatch
-from trimtab.server.portable_frontend import PortableFrontend
+from trimtab.server.inference.observation import ObservedBatch
+from trimtab.server.lifecycle.model_manager import ModelManager
+from trimtab.server.services.inference_service import InferenceService
+from trimtab.server.services.portable_frontend import PortableFrontend
 
 _DATATYPES = {
     np.dtype(np.float32): "FP32",

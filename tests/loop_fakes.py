@@ -19,9 +19,9 @@ from trimtab._native.reference import (
 from trimtab.registry.directory import Registry
 from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.server.config import TrainingConfig
-from trimtab.server.observation import ObservedBatch, ObservedCall
-from trimtab.server.tensor import Tensor
-from trimtab.server.training_run import TrainingProgress, TrainingResult
+from trimtab.server.inference.observation import ObservedBatch, ObservedCall
+from trimtab.server.inference.tensor import Tensor
+from trimtab.server.loop.training_run import TrainingProgress, TrainingResult
 
 SIGNATURE = Signature(
     inputs=(

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trimtab.registry.directory import ModelDirectory
 from trimtab.registry.manifest import Signature, TensorSpec
-from trimtab.server.onnx_session import open_session
-from trimtab.server.tensor import DTYPES
+from trimtab.server.inference.onnx_session import open_session
+from trimtab.server.inference.tensor import DTYPES
 
 ELEMENT_TYPES = {
     "BOOL": TensorProto.BOOL,

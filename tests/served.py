@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trimtab.proto import admin_pb2, feedback_pb2
 from trimtab.proto import open_inference_pb2 as pb
-from trimtab.server.admin_client import AdminClient
+from trimtab.server.commands.admin_client import AdminClient
 
 START_TIMEOUT_S = 60.0
 

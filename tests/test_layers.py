@@ -58,7 +58,7 @@ async def main():
     await application.stop()
 
 asyncio.run(main())
-import trimtab.server.cli
+import trimtab.server.commands.cli
 loaded = [name for name in {HEAVY!r} if name in sys.modules]
 assert not loaded, loaded
 assert not any(name.startswith("trimtab.trainer") for name in sys.modules)

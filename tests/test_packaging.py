@@ -95,6 +95,9 @@ def test_an_installed_wheel_gives_the_command(wheels: tuple[Path, Path], tmp_pat
     shown = run(str(tmp_path / "venv/bin/trimtab"), "--help", cwd=tmp_path)
     assert "serve" in shown
     where = run(
-        str(python), "-c", "import trimtab.server.cli as m; print(m.__file__)", cwd=tmp_path
+        str(python),
+        "-c",
+        "import trimtab.server.commands.cli as m; print(m.__file__)",
+        cwd=tmp_path,
     )
     assert Path(where.strip()).is_relative_to(tmp_path)

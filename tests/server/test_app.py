@@ -17,7 +17,7 @@ from tests.live import infer_request, unary
 from trimtab.proto import admin_pb2
 from trimtab.server.app import Application, Listening
 from trimtab.server.config import ListenConfig, ServerConfig
-from trimtab.server.executor import SHUTTING_DOWN
+from trimtab.server.inference.executor import SHUTTING_DOWN
 
 GRACE_S = 10.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"

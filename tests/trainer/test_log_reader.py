@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from trimtab.server import arrow_frame
-from trimtab.server.frame_log import FrameLog
+from trimtab.server.logs import arrow_frame
+from trimtab.server.logs.frame_log import FrameLog
 from trimtab.trainer.errors import DataError
 from trimtab.trainer.log_reader import read_frames, read_log, roll, snapshot
 

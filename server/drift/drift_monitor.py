@@ -1,0 +1,382 @@
+"""Counts what one version is asked and answers, pane by pane, beside its reference.
+
+A pane is exactly `window_rows / panes` rows: a batch is split where a pane ends. As a pane closes
+the window (that pane and the ones before it) is copied and handed to `on_pane`, on the thread that
+observed; judging it is the control loop's work, so the executor only ever counts.
+
+A version without a reference has the first `bootstrap_rows` live rows for one. They are kept as
+they came, in bounded memory; when there are enough, `on_bootstrap` is told, and the control loop
+builds the profile (`bootstrap`), for that is too slow for the executor's thread. Rows that come
+meanwhile wait, as many as the bootstrap has, and are observed right after.
+
+`observe` is called by one thread at a time, everything else by any. A lock is held while a batch is
+counted (tens of microseconds) and while a window is copied (as long); nothing slow happens under it.
+"""
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab._native import bytes_tensor
+from trimtab._native.histogram import CategoryHistogram, NumericHistogram
+from trimtab._native.reference import (
+    CategoricalFeature,
+    NumericFeature,
+    ReferenceProfile,
+    TensorReference,
+    categorical_feature,
+    numeric_feature,
+)
+from trimtab.registry.manifest import Signature, TensorSpec
+
+from ..config import DriftConfig
+from ..inference.observation import ObservedBatch
+from ..inference.tensor import BYTES, Tensor
+from .drift_report import WindowSnapshot
+from .feature_faults import TensorCounts
+from .row_columns import names_of, width_of
+from .yardstick import Yardstick
+
+MAX_FEATURES = 4096  # of one tensor that has no reference: a wider one is no table
+_MAX_BOOTSTRAP_BYTES = 64 * 1024 * 1024
+
+Role = Literal["input", "output"]
+OnPane = Callable[[WindowSnapshot], None]
+
+
+class _Watch(Protocol):
+    """One tensor's histogram."""
+
+    role: Role
+    tensor: str
+    width: int
+
+    def accepts(self, tensor: Tensor) -> bool: ...
+    def pieces(self, tensor: Tensor, cuts: Sequence[int]) -> Sequence[Any]: ...
+    def update(self, piece: Any, rows: int) -> None: ...
+    def window(self) -> TensorCounts: ...
+    def close_pane(self) -> TensorCounts: ...
+
+
+class DriftMonitor:
+    """One served version's live counts. See the module for who calls what."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        reference: ReferenceProfile | None,
+        config: DriftConfig,
+        on_pane: OnPane,
+        on_bootstrap: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.pane_rows = max(1, config.window_rows // config.panes)
+        window = self.pane_rows * config.panes
+        self.config = dataclasses.replace(config, min_rows=min(config.min_rows, window))
+        self._signature = signature
+        self._on_pane = on_pane
+        self._on_bootstrap = on_bootstrap
+        self._lock = threading.Lock()  # guards every field below
+        self._reference = reference
+        self._yardstick: Yardstick | None = None
+        self._bootstrapped = False
+        self._watches: list[_Watch | None] = _watches(reference, config.panes) if reference else []
+        self._open_rows = 0
+        self._closed_panes = 0
+        self._observed = 0
+        self._kept: list[ObservedBatch] = []  # until there is a reference
+        self._kept_rows = 0
+        self._kept_bytes = 0
+        self._announced = False
+        self._backlog: list[ObservedBatch] = []  # while the reference is being built
+        self._backlog_rows = 0
+        self._unwatched_rows = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"DriftMonitor(reference={self.reference_kind}, observed={self._observed}, "
+            f"panes={self._closed_panes}x{self.pane_rows})"
+        )
+
+    @property
+    def yardstick(self) -> Yardstick | None:
+        """What windows are held against; None: no reference yet."""
+        reference = self._reference
+        if reference is None:
+            return None
+        if self._yardstick is None:
+            self._yardstick = Yardstick(reference)  # two threads may make two: they are equal
+        return self._yardstick
+
+    @property
+    def reference_kind(self) -> str:
+        """Where the reference is from: training, bootstrap, or none yet."""
+        if self._reference is None:
+            return "none"
+        return "bootstrap" if self._bootstrapped else "training"
+
+    @property
+    def observed_rows(self) -> int:
+        """Rows given to `observe`."""
+        return self._observed
+
+    @property
+    def bootstrap_rows(self) -> int:
+        """Rows kept so far towards a reference."""
+        return self._kept_rows
+
+    def observe(self, batch: ObservedBatch) -> None:
+        """Counts a batch; `on_pane` is called for every pane that it fills."""
+        announce = False
+        with self._lock:
+            self._observed += batch.rows
+            if not batch.rows:
+                return
+            if self._reference is not None:
+                self._count(batch)
+            else:
+                announce = self._keep(batch)
+        if announce:
+            self._on_bootstrap()
+
+    def snapshot(self) -> WindowSnapshot:
+        """The window as it is now, the pane that is filling included."""
+        with self._lock:
+            return self._snapshot()
+
+    def bootstrap(self) -> None:
+        """Makes the rows that were kept the reference, and observes those that came meanwhile."""
+        with self._lock:
+            if self._reference is not None or not self._announced:
+                return
+            kept = list(self._kept)
+        reference = _reference_of(self._signature, kept)  # slow: outside the lock
+        with self._lock:
+            self._reference, self._bootstrapped = reference, True
+            self._watches = _watches(reference, self.config.panes)
+            backlog, self._backlog, self._kept = self._backlog, [], []
+            for batch in backlog:
+                self._count(batch)
+
+    # Everything below is called with the lock held.
+
+    def _keep(self, batch: ObservedBatch) -> bool:
+        """Keeps a batch towards the reference; True as there are enough."""
+        if self._announced:
+            if self._backlog_rows + batch.rows <= self.config.bootstrap_rows:
+                self._backlog.append(batch)
+                self._backlog_rows += batch.rows
+            else:
+                self._unwatched_rows += batch.rows
+            return False
+        self._kept.append(batch)
+        self._kept_rows += batch.rows
+        self._kept_bytes += sum(
+            len(tensor.data) if isinstance(tensor.data, bytes) else tensor.data.nbytes
+            for tensors in (batch.inputs, batch.outputs)
+            for tensor in tensors.values()
+        )
+        self._announced = (
+            self._kept_rows >= self.config.bootstrap_rows
+            or self._kept_bytes >= _MAX_BOOTSTRAP_BYTES
+        )
+        return self._announced
+
+    def _count(self, batch: ObservedBatch) -> None:
+        cuts = self._cuts(batch.rows)
+        parts: list[tuple[_Watch, Sequence[Any]]] = []
+        for watch in self._watches:
+            if watch is None:
+                continue
+            tensor = (batch.inputs if watch.role == "input" else batch.outputs).get(watch.tensor)
+            if (
+                tensor is not None
+                and width_of(tensor, batch.rows) == watch.width
+                and watch.accepts(tensor)
+            ):
+                parts.append((watch, watch.pieces(tensor, cuts)))
+        for index, rows in enumerate(cuts):
+            for watch, pieces in parts:
+                watch.update(pieces[index], rows)
+            self._open_rows += rows
+            if self._open_rows == self.pane_rows:
+                self._close_pane()
+
+    def _cuts(self, rows: int) -> list[int]:
+        """Row counts of the pieces that a batch falls into at the panes' ends."""
+        room = self.pane_rows - self._open_rows
+        if rows <= room:
+            return [rows]
+        cuts = [room]
+        rows -= room
+        whole, rest = divmod(rows, self.pane_rows)
+        return [*cuts, *[self.pane_rows] * whole, *([rest] if rest else [])]
+
+    def _close_pane(self) -> None:
+        snapshot = self._snapshot()
+        pane = tuple(None if watch is None else watch.close_pane() for watch in self._watches)
+        self._open_rows = 0
+        self._closed_panes += 1
+        self._on_pane(dataclasses.replace(snapshot, pane=pane))
+
+    def _snapshot(self) -> WindowSnapshot:
+        closed = min(self._closed_panes, self.config.panes - 1)
+        return WindowSnapshot(
+            rows=closed * self.pane_rows + self._open_rows,
+            observed_rows=self._observed,
+            tensors=tuple(None if watch is None else watch.window() for watch in self._watches),
+        )
+
+
+class _NumericWatch:
+    """A numeric tensor: its histogram, and whether its columns vary at all."""
+
+    def __init__(self, reference: TensorReference, panes: int) -> None:
+        features = [f for f in reference.features if isinstance(f, NumericFeature)]
+        self.role, self.tensor, self.width = reference.role, reference.tensor, len(features)
+        self._histogram = NumericHistogram([f.edges for f in features], panes)
+        # Extremes are followed only until a column is seen to vary, pane by pane: a column that
+        # does costs nothing after a pane's first rows. One that was constant is not followed.
+        self._total = self._histogram.total()
+        self._varied = np.array([f.minimum < f.maximum for f in features], np.bool_)
+        self._extremes: deque[tuple[NDArray[np.float64], NDArray[np.float64]]] = deque(maxlen=panes)
+        self._begin()
+
+    def accepts(self, tensor: Tensor) -> bool:
+        return tensor.datatype != BYTES
+
+    def pieces(self, tensor: Tensor, cuts: Sequence[int]) -> Sequence[NDArray[Any]]:
+        array = tensor.array().reshape(-1, self.width)
+        if array.dtype == np.float16:
+            array = array.astype(np.float32)
+        if len(cuts) == 1:
+            return (array,)
+        ends = np.cumsum(cuts)
+        return [array[end - rows : end] for end, rows in zip(ends, cuts, strict=True)]
+
+    def update(self, piece: NDArray[Any], rows: int) -> None:
+        self._histogram.update(piece)
+        if len(self._follow):
+            self._extend(piece)
+
+    def window(self) -> TensorCounts:
+        lowest = np.fmin.reduce([low for low, _ in self._extremes])
+        highest = np.fmax.reduce([high for _, high in self._extremes])
+        return TensorCounts(self._histogram.window(), lowest, highest)
+
+    def close_pane(self) -> TensorCounts:
+        before, self._total = self._total, self._histogram.total()
+        low, high = self._extremes[-1]
+        self._histogram.advance()
+        self._begin()
+        return TensorCounts(self._total - before, low, high)
+
+    def _begin(self) -> None:
+        nothing = np.full(self.width, np.nan)
+        self._extremes.append((nothing, nothing.copy()))
+        self._follow = np.flatnonzero(self._varied)
+
+    def _extend(self, piece: NDArray[Any]) -> None:
+        low, high = self._extremes[-1]
+        follow = self._follow
+        columns = piece[:, follow]  # copy: the columns that did not vary so far
+        low[follow] = np.fmin(low[follow], np.fmin.reduce(columns))
+        high[follow] = np.fmax(high[follow], np.fmax.reduce(columns))
+        self._follow = follow[~(low[follow] < high[follow])]
+
+
+class _CategoryWatch:
+    """A BYTES tensor: a histogram of categories."""
+
+    def __init__(self, reference: TensorReference, panes: int) -> None:
+        features = [f for f in reference.features if isinstance(f, CategoricalFeature)]
+        self.role, self.tensor, self.width = reference.role, reference.tensor, len(features)
+        self._histogram = CategoryHistogram(
+            [feature.kept for feature in features], [feature.rare for feature in features], panes
+        )
+        self._total = self._histogram.total()
+
+    def accepts(self, tensor: Tensor) -> bool:
+        return tensor.datatype == BYTES
+
+    def pieces(self, tensor: Tensor, cuts: Sequence[int]) -> Sequence[bytes]:
+        raw = tensor.wire()
+        return (raw,) if len(cuts) == 1 else bytes_tensor.split(raw, cuts, self.width)
+
+    def update(self, piece: bytes, rows: int) -> None:
+        self._histogram.update(piece, rows)
+
+    def window(self) -> TensorCounts:
+        return TensorCounts(self._histogram.window())
+
+    def close_pane(self) -> TensorCounts:
+        before, self._total = self._total, self._histogram.total()
+        self._histogram.advance()
+        return TensorCounts(self._total - before)
+
+
+def _watches(reference: ReferenceProfile, panes: int) -> list[_Watch | None]:
+    watches: list[_Watch | None] = []
+    for tensor in reference.tensors:
+        if not tensor.features:
+            watches.append(None)
+        elif isinstance(tensor.features[0], NumericFeature):
+            watches.append(_NumericWatch(tensor, panes))
+        else:
+            watches.append(_CategoryWatch(tensor, panes))
+    return watches
+
+
+def _reference_of(signature: Signature, batches: Sequence[ObservedBatch]) -> ReferenceProfile:
+    tensors = []
+    sides: list[tuple[Role, tuple[TensorSpec, ...]]]
+    sides = [("input", signature.inputs), ("output", signature.outputs)]
+    for role, specs in sides:
+        for spec in specs:
+            held = [batch.inputs if role == "input" else batch.outputs for batch in batches]
+            rows = [batch.rows for batch in batches]
+            if found := _tensor_reference(spec, role, held, rows):
+                tensors.append(found)
+    return ReferenceProfile(rows=sum(batch.rows for batch in batches), tensors=tuple(tensors))
+
+
+def _tensor_reference(
+    spec: TensorSpec, role: Role, held: Sequence[Mapping[str, Tensor]], rows: Sequence[int]
+) -> TensorReference | None:
+    """The reference of one tensor from the batches that have it; None: it is not columns."""
+    found = [
+        (tensors[spec.name], count)
+        for tensors, count in zip(held, rows, strict=True)
+        if spec.name in tensors
+    ]
+    widths = {width_of(tensor, count) for tensor, count in found}
+    if len(widths) != 1:
+        return None
+    width = widths.pop()
+    if not width or width > MAX_FEATURES:
+        return None
+    names = names_of(spec, width)
+    features: tuple[NumericFeature, ...] | tuple[CategoricalFeature, ...]
+    if found[0][0].datatype == BYTES:
+        raw = b"".join([tensor.wire() for tensor, _ in found])
+        features = tuple(
+            categorical_feature(name, _values(offsets, data))
+            for name, (offsets, data) in zip(names, bytes_tensor.columns(raw, width), strict=True)
+        )
+    else:
+        joined = np.concatenate([tensor.array().reshape(-1, width) for tensor, _ in found])
+        by_column = np.ascontiguousarray(joined.T, np.float32)
+        features = tuple(
+            numeric_feature(name, values) for name, values in zip(names, by_column, strict=True)
+        )
+    return TensorReference(spec.name, role, features)
+
+
+def _values(offsets: NDArray[np.int32], data: bytes) -> list[bytes]:
+    ends = offsets.tolist()
+    return [data[start:end] for start, end in pairwise(ends)]

@@ -1,0 +1,117 @@
+"""Which versions of a model should be loaded and which one answers: values in, a decision out.
+
+The lifecycle looks at the disk and at what it has, asks here, and does it. Everything is a desired
+list ("these versions should be loaded"), so that a restart, a retry and a change made by another
+process need no code of their own.
+"""
+
+import enum
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from trimtab.registry.state import State
+
+from ..inference.executor import ExecutorStats
+
+
+# UNLOADED -> LOADING -> READY -> UNLOADED
+#             LOADING -> FAILED -> LOADING   (its files changed, or an operator asks for it)
+# UNLOADED -> FAILED                         (its files are broken: no need to load it to know)
+# FAILED   -> UNLOADED                       (repaired, and not wanted)
+# A version that is READY stays so while its changed files are loaded or if they are refused.
+class VersionState(enum.Enum):
+    UNLOADED = "UNLOADED"
+    LOADING = "LOADING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """One version directory as RepositoryIndex and ListVersions show it."""
+
+    version: int
+    state: VersionState
+    reason: str  # why it is not READY, or what an operator should know
+    role: str  # champion, previous or empty
+    stats: ExecutorStats | None  # of the loaded version
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One model directory."""
+
+    model: str
+    managed: bool
+    revision: int
+    champion: int | None  # should answer: as the registry says, or the highest unmanaged version
+    previous: int | None
+    serving: int | None  # answers requests that name no version
+    versions: tuple[VersionStatus, ...]  # ascending
+    reason: str  # why nothing of it can be served
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A model directory as it was found."""
+
+    managed: bool
+    versions: tuple[int, ...]  # ascending
+    state: State
+    extra: tuple[int, ...] = ()  # versions that the operator wants loaded
+
+
+@dataclass(frozen=True)
+class Have:
+    """What the lifecycle has of the model."""
+
+    ready: Collection[int]
+    failed: Collection[int]  # refused, and their files are the same as then
+    stale: Collection[int] = ()  # ready, but their files changed since
+    serving: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do: load in this order, then let `serve` answer, then retire."""
+
+    champion: int | None  # should answer
+    load: tuple[int, ...]
+    serve: int | None  # of those that are ready now
+    retire: tuple[int, ...]
+
+
+def plan(disk: OnDisk, have: Have, pinned: Collection[int] = ()) -> Plan:
+    """`pinned` versions are about to be promoted: they stay whatever the rest says."""
+    if disk.managed:
+        champion = disk.state.champion
+        order = [champion, disk.state.previous, *disk.extra]
+        wanted = [version for version in order if version is not None]
+    else:
+        # The highest version, or the highest one that can be loaded.
+        champion = disk.versions[-1] if disk.versions else None
+        wanted = []
+        for version in reversed(disk.versions):
+            wanted.append(version)
+            if version in have.ready or version not in have.failed:
+                break
+        wanted += [version for version in disk.extra if version in disk.versions]
+    wanted = list(dict.fromkeys([*wanted, *pinned]))
+    serve = _serving(champion, wanted, have)
+    load = [
+        version
+        for version in wanted
+        if version not in have.failed and (version not in have.ready or version in have.stale)
+    ]
+    retire = [version for version in have.ready if version not in wanted and version != serve]
+    return Plan(champion, tuple(load), serve, tuple(sorted(retire)))
+
+
+def _serving(champion: int | None, wanted: list[int], have: Have) -> int | None:
+    """The champion; while it cannot, the one that answers now; else the next best."""
+    if champion is None:
+        return None
+    for version in [champion, have.serving, *wanted]:
+        if version is not None and version in have.ready:
+            return version
+    return None

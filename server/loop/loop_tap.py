@@ -1,0 +1,154 @@
+"""What an executor tells the loop, batch by batch: the log first, then the drift monitor, then the count.
+
+One tap per loaded version. Rows of every version are logged; only those of the version that
+answers are counted for drift. The order of the steps is what makes `settle` exact: a pane that a
+batch filled is in the control loop's queue before the batch's rows show in `observed_rows`.
+
+A tap keeps what its version needs to be watched (signature and reference profile, read when the
+version was loaded), so that a change of champion reads no file.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab._native.reference import ReferenceProfile
+from trimtab.registry.manifest import Signature
+
+from ..drift.drift_monitor import DriftMonitor
+from ..drift.drift_report import FeatureDrift
+from ..drift.drift_state import DriftState
+from ..drift.feature_faults import Key
+from ..inference.observation import ObservedBatch
+from ..logs.traffic_log import TrafficLog
+from ..logs.traffic_rows import TrafficLayout
+from .loop_clock import LoopClock
+
+
+class ChampionWatch:
+    """The version that answers and its monitor; a new one, with an empty window, per change.
+
+    `state`, `features` and `faults` are the control loop's, of the last pane that was judged.
+    """
+
+    __slots__ = ("faults", "features", "monitor", "pane_faults", "state", "version")
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.monitor: DriftMonitor | None = None  # None: drift is not watched
+        self.state = DriftState()
+        self.features: tuple[FeatureDrift, ...] = ()
+        self.pane_faults: deque[Mapping[Key, str]] = deque()  # of the panes in the window
+        self.faults: Mapping[Key, str] = {}
+
+    def __repr__(self) -> str:
+        return f"ChampionWatch({self.version}, {self.state.name}, {self.monitor!r})"
+
+
+@dataclass(frozen=True)
+class TapStats:
+    """Counts of one model since the server started."""
+
+    observed_rows: int
+    failures: int  # batches that the log or the monitor failed on
+
+
+class Observed:
+    """What all taps of one model share: the count of rows, the clock and the current champion.
+
+    `champion` is replaced by the lifecycle's callback and read by executors without a lock.
+    """
+
+    def __init__(self, clock: LoopClock, log: TrafficLog | None) -> None:
+        self.clock = clock
+        self.log = log
+        self.champion: ChampionWatch | None = None
+        self._lock = threading.Lock()  # guards the three below: several versions run at once
+        self._rows = 0
+        self._failures = 0
+        self._waiting: list[tuple[int, Callable[[], None]]] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows of every version that are in the log's queue and the monitor's counts."""
+        return self._rows
+
+    @property
+    def stats(self) -> TapStats:
+        with self._lock:
+            return TapStats(self._rows, self._failures)
+
+    def add(self, rows: int, *, failed: bool = False) -> None:
+        """Rows were observed."""
+        with self._lock:
+            self._rows += rows
+            self._failures += failed
+            if not self._waiting:
+                return
+            reached = [call for wanted, call in self._waiting if wanted <= self._rows]
+            self._waiting = [item for item in self._waiting if item[0] > self._rows]
+        for call in reached:
+            call()
+
+    def when(self, rows: int, call: Callable[[], None]) -> None:
+        """Calls once so many rows were observed, on the thread that notices; it must not block."""
+        with self._lock:
+            if self._rows < rows:
+                self._waiting.append((rows, call))
+                return
+        call()
+
+    def forget(self, call: Callable[[], None]) -> None:
+        """Takes back what `when` was given; nothing happens if it was called already."""
+        with self._lock:
+            self._waiting = [item for item in self._waiting if item[1] is not call]
+
+
+class LoopTap:
+    """Called by one executor, on its thread."""
+
+    def __init__(
+        self, observed: Observed, signature: Signature, reference: ReferenceProfile | None
+    ) -> None:
+        self.signature = signature
+        self.reference = reference
+        self._observed = observed
+        self._layout = TrafficLayout(signature)
+
+    def __call__(self, batch: ObservedBatch) -> None:
+        observed = self._observed
+        failed = True
+        try:
+            for call in batch.calls:
+                if call.event_time_ms is not None:
+                    observed.clock.seen(call.event_time_ms)
+            if observed.log is not None:
+                observed.log.append(batch, self._layout)
+            champion = observed.champion
+            if (
+                champion is not None
+                and champion.version == batch.version
+                and champion.monitor is not None
+            ):
+                champion.monitor.observe(batch)
+            failed = False
+        finally:
+            observed.add(batch.rows, failed=failed)
+
+
+def evidence_of(features: tuple[FeatureDrift, ...], at_most: int = 5) -> list[dict[str, Any]]:
+    """The strongest features as the history keeps them."""
+    return [
+        {
+            "feature": feature.name,
+            "role": feature.role,
+            "verdict": feature.verdict,
+            "psi": round(feature.psi, 4),
+            "ks": [round(feature.ks_low, 4), round(feature.ks_high, 4)],
+            "missing_rate": round(feature.missing_rate, 4),
+            "unseen_rate": round(feature.unseen_rate, 4),
+        }
+        for feature in features[:at_most]
+    ]

@@ -1,0 +1,257 @@
+"""One model's part of the loop: what is done about each thing that happens to it.
+
+Every `on_…` method is called on the control loop's thread, one at a time, so nothing here needs a
+lock; what other threads touch (the logs, `observed`, the clock) guards itself. Windows are judged
+by pure functions (drift_report.evaluate, DriftState.after_pane); what follows from the state is
+the training desk's. Whatever happens is an event with its evidence.
+"""
+
+import logging
+import weakref
+from collections.abc import Sequence
+
+from trimtab._native.reference import ReferenceProfile
+from trimtab.registry.manifest import Signature
+
+from ..config import DriftConfig
+from ..drift.drift_monitor import DriftMonitor
+from ..drift.drift_report import (
+    DATA_QUALITY,
+    DRIFT,
+    OK,
+    WARNING,
+    DriftReport,
+    FeatureDrift,
+    WindowSnapshot,
+    evaluate,
+    summary,
+    worst,
+)
+from ..drift.drift_state import COLLECTING
+from ..drift.feature_faults import MIN_PANE_ROWS, faults_of, recent
+from ..logs.label_log import Label
+from .loop_clock import Reading
+from .loop_tap import ChampionWatch, LoopTap, evidence_of
+from .model_context import ModelContext
+from .training_desk import TrainingDesk, TrainRequest
+
+_log = logging.getLogger(__name__)
+
+_KIND = {OK: "drift_cleared", WARNING: "drift_warning", DRIFT: "drift"}
+
+
+class ModelLoop:
+    """See the module."""
+
+    def __init__(self, context: ModelContext, desk: TrainingDesk) -> None:
+        self.context = context
+        self.desk = desk
+        self.name = context.name
+        self.observed = context.observed
+        # The executors own the taps; a version that is unloaded takes its tap along.
+        self._taps: weakref.WeakValueDictionary[int, LoopTap] = weakref.WeakValueDictionary()
+
+    def __repr__(self) -> str:
+        return f"ModelLoop({self.name}, {self.observed.champion!r}, {self.desk!r})"
+
+    def open(self) -> None:
+        """Before the model is served, on whatever thread finds it first."""
+        self.context.open()
+        self.desk.open()
+
+    def close(self) -> None:
+        """On the control loop's thread, or after it has ended."""
+        self.desk.close()
+        self.context.close()
+
+    def removed(self) -> bool:
+        """Whether nothing is left to do: no directory, no version that answers, nothing that runs."""
+        return (
+            self.observed.champion is None
+            and self.desk.idle
+            and not self.context.directory.path.is_dir()
+        )
+
+    # From the lifecycle, the services and the executors, on their threads.
+
+    def tap(
+        self, version: int, signature: Signature, reference: ReferenceProfile | None
+    ) -> LoopTap:
+        """The tap of a version that was just loaded."""
+        tap = LoopTap(self.observed, signature, reference)
+        self._taps[version] = tap
+        return tap
+
+    def champion_changed(self, version: int | None) -> None:
+        """Another version answers from now on; its monitor begins with an empty window."""
+        tap = self._taps.get(version) if version is not None else None
+        if version is None or tap is None:
+            self.observed.champion = None
+        else:
+            watch = ChampionWatch(version)
+            if self.context.policy.drift.enabled:
+                watch.monitor = DriftMonitor(
+                    tap.signature,
+                    tap.reference,
+                    self.context.policy.drift,
+                    on_pane=lambda snapshot: self.context.post(
+                        self.on_pane, watch, snapshot, self.context.clock.reading()
+                    ),
+                    on_bootstrap=lambda: self.context.post(self.on_bootstrap, watch),
+                )
+            self.observed.champion = watch
+        self.context.post(self.on_champion)
+
+    def submit_labels(self, labels: Sequence[Label], event_time_ms: int) -> None:
+        """Returns once the labels are in the log; OSError: none of them is."""
+        self.context.labels.append(labels, event_time_ms)
+        self.context.clock.label_seen(event_time_ms)
+        self.context.post(self.on_labels, self.context.clock.reading())
+
+    def report(self) -> DriftReport:
+        """The window as it is now; changes nothing."""
+        watch = self.observed.champion
+        if watch is None:
+            return DriftReport(self.name, 0, COLLECTING, "no version answers")
+        monitor = watch.monitor
+        if monitor is None:
+            return DriftReport(self.name, watch.version, COLLECTING, "drift is not watched")
+        yardstick, config = monitor.yardstick, monitor.config
+        if yardstick is None:
+            kept = min(monitor.bootstrap_rows, config.bootstrap_rows)
+            reason = f"{kept:,} of the {config.bootstrap_rows:,} rows that become the reference"
+            return DriftReport(
+                self.name,
+                watch.version,
+                COLLECTING,
+                reason,
+                observed_rows=monitor.observed_rows,
+            )
+        snapshot = monitor.snapshot()
+        features = evaluate(yardstick, snapshot, config, watch.faults)
+        return DriftReport(
+            model=self.name,
+            version=watch.version,
+            state=watch.state.name,
+            reason=_reason(watch.state.name, features, snapshot, config),
+            window_rows=snapshot.rows,
+            reference_rows=yardstick.profile.rows,
+            observed_rows=snapshot.observed_rows,
+            reference=monitor.reference_kind,
+            features=features,
+        )
+
+    # On the control loop's thread.
+
+    def on_pane(self, watch: ChampionWatch, snapshot: WindowSnapshot, now: Reading) -> None:
+        """A pane was filled: judge the window, move the state, decide."""
+        if watch is not self.observed.champion or watch.monitor is None:
+            return  # the pane of a version that is champion no more
+        self.context.now = now
+        yardstick, config = watch.monitor.yardstick, watch.monitor.config
+        if yardstick is None:
+            return
+        self._look_for_faults(watch, yardstick.profile, snapshot, config)
+        if snapshot.rows < config.min_rows:
+            return
+        features = evaluate(yardstick, snapshot, config, watch.faults)
+        broken = [feature.name for feature in features if feature.verdict == DATA_QUALITY]
+        before = watch.state
+        after = before.after_pane(worst(features), broken, config.hysteresis_panes)
+        watch.state, watch.features = after, features
+        publish = self.context.publish
+        evidence = {
+            "window_rows": snapshot.rows,
+            "reference": watch.monitor.reference_kind,
+            "features": evidence_of(features),
+        }
+        if after.name != before.name and (before.name, after.name) != (COLLECTING, OK):
+            publish(
+                _KIND[after.name],
+                watch.version,
+                reason=_reason(after.name, features, snapshot, config),
+                evidence=evidence,
+                record=after.name != WARNING,
+            )
+        if came := after.broken - before.broken:
+            faults = "; ".join(f"{f.name}: {f.reason}" for f in features if f.name in came)
+            publish("data_quality", watch.version, reason=faults, evidence=evidence, record=True)
+        if went := before.broken - after.broken:
+            reason = f"{', '.join(sorted(went))}: as in the reference again"
+            publish("data_quality_cleared", watch.version, reason=reason, evidence=evidence)
+        self.desk.decide()
+
+    def _look_for_faults(
+        self,
+        watch: ChampionWatch,
+        reference: ReferenceProfile,
+        snapshot: WindowSnapshot,
+        config: DriftConfig,
+    ) -> None:
+        """Enters the newest pane's faults; those of panes that have left the window go."""
+        pane = snapshot.pane
+        found = {} if pane is None else faults_of(reference, pane, config, MIN_PANE_ROWS)
+        watch.pane_faults.append(found)
+        if len(watch.pane_faults) > config.panes:
+            watch.pane_faults.popleft()
+        watch.faults = recent(watch.pane_faults, config.panes)
+
+    def on_bootstrap(self, watch: ChampionWatch) -> None:
+        """Enough rows were kept to make the reference of a version that has none."""
+        if watch is self.observed.champion and watch.monitor is not None:
+            watch.monitor.bootstrap()
+
+    def on_labels(self, now: Reading) -> None:
+        self.context.now = now
+        self.desk.decide()
+
+    def on_champion(self) -> None:
+        self.desk.champion_changed()
+        self.context.read_policy()
+        self.context.tell_changes()
+
+    def on_tick(self) -> None:
+        """Once a second: what no message brings. A clock of event time does not tick."""
+        reading = self.context.clock.reading()
+        if not reading.is_event_time:
+            self.context.now = reading
+        try:
+            self.context.labels.sync_if_due()
+        except OSError as error:
+            _log.error("label log of model '%s': cannot be synced: %s", self.name, error)
+        self.context.read_policy()
+        self.context.tell_changes()
+        self.desk.decide()
+        self.desk.roll_if_due()
+
+    def on_settling(self, now: Reading) -> str:
+        """Somebody waits for this model to settle: decide, then say what is under way."""
+        self.context.now = now
+        self.desk.decide()
+        return self.desk.busy()
+
+    def on_request(self, request: TrainRequest) -> None:
+        """An operator wants a training."""
+        self.desk.request(request)
+
+
+def _reason(
+    state: str, features: Sequence[FeatureDrift], snapshot: WindowSnapshot, config: DriftConfig
+) -> str:
+    """A state in words, from the window it is told with; features that broke come first."""
+    broken = summary(features, DATA_QUALITY)
+    rest = _distribution(state, features, snapshot, config)
+    return f"{broken}; otherwise {rest}" if broken else rest
+
+
+def _distribution(
+    state: str, features: Sequence[FeatureDrift], snapshot: WindowSnapshot, config: DriftConfig
+) -> str:
+    if snapshot.rows < config.min_rows:
+        return f"{snapshot.rows:,} rows in the window, it is judged from {config.min_rows:,}"
+    verdict = worst(features)
+    if verdict != OK:
+        return summary(features, verdict)
+    if state in (DRIFT, WARNING):
+        return "the newest window is as the reference, but not for long enough"
+    return "distributed as the reference"

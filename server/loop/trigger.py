@@ -1,0 +1,139 @@
+"""Whether a training starts now, and if not, what it waits for.
+
+    train = signal (drift, schedule, or an operator) AND not running
+            AND, unless an operator asked: breaker closed AND back-off over
+            AND enough labels AND cooldown over AND budget left
+
+Drift means the state after hysteresis (drift_state.py), so a single odd window is no signal, and a
+feature that broke is none either. Everything here is a value: the clock is the loop's (event time
+where requests carry it), and the reason says in words and numbers what was decided. Decisions are
+re-made at every pane, label and tick, so nothing needs to be remembered between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import TriggerConfig
+from ..drift.drift_report import DRIFT
+from ..drift.drift_state import COLLECTING
+
+DAY_MS = 24 * 3600 * 1000
+FIRST_BACKOFF_MS = 60_000  # after one failure; doubles with each further one
+MAX_BACKOFF_MS = 6 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerSnapshot:
+    """What is known about a model as a decision is made."""
+
+    now_ms: int  # the loop's clock
+    drift: str = COLLECTING
+    drift_features: str = ""
+    requested: str = ""  # why an operator asked; empty: nobody did
+    running: bool = False  # a training, or another trainer process of the model
+    labels: int = 0  # that came since the last training began
+    last_training_ms: int | None = None  # start of the last one that did not fail
+    starts_ms: Sequence[int] = ()  # starts of the recent ones, failed ones included
+    failures: int = 0  # in a row
+    last_failure_ms: int | None = None
+    watching_since_ms: int | None = None  # what a schedule counts from before the first training
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerDecision:
+    """Train now, wait (there is a signal), or nothing to do (there is none)."""
+
+    train: bool
+    waiting: bool = False
+    reason: str = ""
+    signal: str = ""  # drift, schedule or admin
+    lacking: tuple[str, ...] = ()  # what is waited for; a change of it is worth an event
+
+
+def decide(snapshot: TriggerSnapshot, config: TriggerConfig) -> TriggerDecision:
+    """The decision at this moment; pure."""
+    signal, why = _signal(snapshot, config)
+    if not signal:
+        return TriggerDecision(train=False, reason="no drift, no schedule, no request")
+    if signal == "admin":
+        hurdles = [("running", "a training is running")] if snapshot.running else []
+    else:
+        hurdles = _hurdles(snapshot, config)
+    reason = "; ".join([why, *(text for _, text in hurdles)])
+    return TriggerDecision(
+        train=not hurdles,
+        waiting=bool(hurdles),
+        reason=reason,
+        signal=signal,
+        lacking=tuple(name for name, _ in hurdles),
+    )
+
+
+def backoff_ms(failures: int) -> int:
+    """How long after the last of so many failures in a row the next attempt may begin."""
+    if failures <= 0:
+        return 0
+    return int(min(FIRST_BACKOFF_MS * 2.0 ** min(failures - 1, 30), MAX_BACKOFF_MS))
+
+
+def _signal(snapshot: TriggerSnapshot, config: TriggerConfig) -> tuple[str, str]:
+    if snapshot.requested:
+        return "admin", snapshot.requested
+    if config.on_drift and snapshot.drift == DRIFT:
+        on = f" on {snapshot.drift_features}" if snapshot.drift_features else ""
+        return "drift", f"drift{on}"
+    since = _since(snapshot.now_ms, snapshot.last_training_ms)
+    if since is None:
+        since = _since(snapshot.now_ms, snapshot.watching_since_ms)
+    if config.every_s and since is not None and since >= config.every_s * 1000:
+        every = _span(config.every_s * 1000)
+        return "schedule", f"schedule: {_span(since)} since the last training, every {every}"
+    return "", ""
+
+
+def _hurdles(snapshot: TriggerSnapshot, config: TriggerConfig) -> list[tuple[str, str]]:
+    found = []
+    if snapshot.running:
+        found.append(("running", "a training is running"))
+    if snapshot.failures >= config.max_failures:
+        found.append(
+            (
+                "breaker",
+                f"stopped after {snapshot.failures} failed trainings, until one is asked for",
+            )
+        )
+    elif snapshot.failures:
+        since = _since(snapshot.now_ms, snapshot.last_failure_ms)
+        wait = backoff_ms(snapshot.failures)
+        if since is not None and since < wait:
+            found.append(
+                (
+                    "backoff",
+                    f"{_span(since)} of {_span(wait)} back-off after failure {snapshot.failures}",
+                )
+            )
+    if snapshot.labels < config.min_labels:
+        found.append(("labels", f"{snapshot.labels:,} of {config.min_labels:,} labels"))
+    since = _since(snapshot.now_ms, snapshot.last_training_ms)
+    if since is not None and since < config.cooldown_s * 1000:
+        found.append(("cooldown", f"{_span(since)} of {_span(config.cooldown_s * 1000)} cooldown"))
+    today = sum(0 <= snapshot.now_ms - start < DAY_MS for start in snapshot.starts_ms)
+    if today >= config.max_per_day:
+        found.append(("budget", f"{today} trainings in the last 24 h (limit {config.max_per_day})"))
+    return found
+
+
+def _since(now_ms: int, then_ms: int | None) -> float | None:
+    """Time passed; None where `then` lies ahead: it was told by another clock, a replay's or the
+    wall's, and says nothing."""
+    if then_ms is None or then_ms > now_ms:
+        return None
+    return now_ms - then_ms
+
+
+def _span(ms: float) -> str:
+    seconds = ms / 1000
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,192 @@
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.loop_fakes import SIGNATURE, batch, draw, reference
+from trimtab._native.reference import NumericFeature
+from trimtab.registry.manifest import Signature, TensorSpec
+from trimtab.server.config import DriftConfig
+from trimtab.server.drift.drift_monitor import DriftMonitor
+from trimtab.server.drift.drift_report import WindowSnapshot
+from trimtab.server.drift.feature_faults import TensorCounts
+from trimtab.server.inference.observation import ObservedBatch, ObservedCall
+from trimtab.server.inference.tensor import Tensor
+
+REFERENCE = reference()
+
+
+def monitor_of(panes: list[WindowSnapshot]) -> DriftMonitor:
+    config = DriftConfig(window_rows=60, panes=3, min_rows=1)
+    return DriftMonitor(SIGNATURE, REFERENCE, config, panes.append)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 75), min_size=1, max_size=20),
+    seed=st.integers(0, 1000),
+    panes=st.integers(1, 5),
+    pane_rows=st.integers(1, 25),
+)
+def test_panes_hold_exactly_their_rows_however_batches_fall(
+    sizes: list[int], seed: int, panes: int, pane_rows: int
+) -> None:
+    random = np.random.default_rng(seed)
+    total = sum(sizes)
+    numeric, carriers = draw(random, total)
+    numeric[random.random((total, 2)) < 0.1] = np.nan
+    carriers = [carrier if random.random() < 0.8 else "" for carrier in carriers]
+    seen: list[WindowSnapshot] = []
+    window_rows = pane_rows * panes
+    config = DriftConfig(window_rows=max(window_rows, 10), panes=panes, min_rows=1)
+    monitor = DriftMonitor(SIGNATURE, REFERENCE, config, seen.append)
+    pane_rows = monitor.pane_rows
+    start = 0
+    for size in sizes:
+        rows = slice(start, start + size)
+        monitor.observe(batch(numeric[rows], carriers[rows]))
+        start += size
+    assert len(seen) == total // pane_rows
+    assert monitor.observed_rows == total
+    for index, snapshot in enumerate(seen):
+        rows = slice(index * pane_rows, (index + 1) * pane_rows)
+        assert snapshot.pane is not None
+        compare(snapshot.pane, brute_force(numeric[rows], carriers[rows]))
+    for index, snapshot in enumerate([*seen, monitor.snapshot()]):
+        last = index == len(seen)
+        end = total if last else (index + 1) * pane_rows
+        begin = max(0, (len(seen) if last else index) * pane_rows - (panes - 1) * pane_rows)
+        assert snapshot.rows == end - begin
+        compare(snapshot.tensors, brute_force(numeric[begin:end], carriers[begin:end]))
+
+
+def compare(
+    tensors: Sequence[TensorCounts | None], expected: Sequence[Sequence[np.ndarray]]
+) -> None:
+    for tensor, counts in zip(tensors, expected, strict=True):
+        assert tensor is not None
+        assert tensor.counts.tolist() == [feature.tolist() for feature in counts]
+
+
+def brute_force(numeric: np.ndarray, carriers: Sequence[str]) -> list[list[np.ndarray]]:
+    counted = []
+    for tensor, columns in (
+        (REFERENCE.tensors[0], [numeric[:, 0], numeric[:, 1]]),
+        (REFERENCE.tensors[2], [numeric[:, 0] * 2]),
+    ):
+        slots = max(len(f.edges) for f in tensor.features if isinstance(f, NumericFeature)) + 2
+        found = []
+        for feature, values in zip(tensor.features, columns, strict=True):
+            assert isinstance(feature, NumericFeature)
+            counts = np.zeros(slots, int)
+            for value in values:
+                slot = -1 if np.isnan(value) else int((feature.edges <= value).sum())
+                counts[slot] += 1
+            found.append(counts)
+        counted.append(found)
+    (feature,) = REFERENCE.tensors[1].features
+    kept = [value.decode() for value in feature.kept]  # type: ignore[union-attr]  # categorical
+    counts = np.zeros(len(kept) + 3, int)
+    for carrier in carriers:
+        counts[kept.index(carrier) if carrier in kept else len(kept) + (1 if carrier else 2)] += 1
+    return [counted[0], [counts], counted[1]]
+
+
+def test_a_constant_column_is_seen_as_one_and_a_varying_one_is_not() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = monitor_of(seen)
+    numeric = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    numeric[:, 0] = 5
+    numeric[7, 0] = np.nan
+    for start in range(0, 60, 6):
+        monitor.observe(batch(numeric[start : start + 6]))
+    window = seen[-1].tensors[0]
+    assert window is not None and window.lowest is not None and window.highest is not None
+    assert window.lowest[0] == window.highest[0] == 5
+    assert window.lowest[1] < window.highest[1]
+
+
+def test_columns_that_are_constant_only_within_each_pane_are_not_constant() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = monitor_of(seen)
+    for value in (1, 2, 3):
+        monitor.observe(batch(np.full((20, 2), value)))
+    window = seen[-1].tensors[0]
+    assert window is not None and window.lowest is not None and window.highest is not None
+    assert (window.lowest[0], window.highest[0]) == (1, 3)
+
+
+def test_all_missing_has_no_extremes() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = monitor_of(seen)
+    monitor.observe(batch(np.full((20, 2), np.nan)))
+    window = seen[-1].tensors[0]
+    assert window is not None and window.lowest is not None and np.isnan(window.lowest).all()
+
+
+def test_a_tensor_that_is_absent_or_of_another_width_is_passed_over() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = monitor_of(seen)
+    whole = batch(np.zeros((20, 2)))
+    partial = ObservedBatch(
+        "m", 1, whole.calls, 20, {"numeric": Tensor("FP32", (20, 3), np.zeros((20, 3)))}, {}
+    )
+    monitor.observe(partial)
+    assert seen[-1].rows == 20
+    assert all(window is not None and window.counts.sum() == 0 for window in seen[-1].tensors)
+
+
+def test_the_first_live_rows_become_the_reference_of_a_version_without_one() -> None:
+    seen: list[WindowSnapshot] = []
+    asked: list[bool] = []
+    config = DriftConfig(window_rows=100, panes=2, min_rows=10, bootstrap_rows=300)
+    monitor = DriftMonitor(SIGNATURE, None, config, seen.append, lambda: asked.append(True))
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        monitor.observe(batch(*draw(random, 30)))
+    assert asked == [True] and not seen and monitor.reference_kind == "none"
+    for _ in range(9):  # come while the reference is made
+        monitor.observe(batch(*draw(random, 30)))
+    monitor.bootstrap()
+    monitor.bootstrap()
+    assert monitor.reference_kind == "bootstrap"
+    assert len(seen) == 5 and seen[-1].rows == 100, "they were observed afterwards"
+    assert monitor.yardstick is not None
+    profile = monitor.yardstick.profile
+    assert profile.rows == 300
+    assert [(t.tensor, t.role, len(t.features)) for t in profile.tensors] == [
+        ("numeric", "input", 2),
+        ("categorical", "input", 1),
+        ("variable", "output", 1),
+    ]
+    assert profile.tensors[0].features[1].name == "wind"
+    assert monitor.observed_rows == 570
+
+
+def test_a_bootstrap_leaves_out_what_is_no_table() -> None:
+    signature = Signature(
+        inputs=(
+            TensorSpec("image", "FP32", (-1, 2, 2), ()),
+            TensorSpec("ragged", "FP32", (-1, -1), ()),
+            TensorSpec("flag", "BOOL", (-1,), ()),
+        ),
+        outputs=(),
+    )
+    config = DriftConfig(window_rows=100, panes=2, bootstrap_rows=100)
+    asked: list[bool] = []
+    monitor = DriftMonitor(
+        signature, None, config, lambda snapshot: None, lambda: asked.append(True)
+    )
+    for width in (1, 2):
+        inputs = {
+            "image": Tensor("FP32", (50, 2, 2), np.zeros((50, 2, 2), np.float32)),
+            "ragged": Tensor("FP32", (50, width), np.zeros((50, width), np.float32)),
+            "flag": Tensor("BOOL", (50,), np.arange(50) % 2 == 0),
+        }
+        calls = (ObservedCall("a", 50, None, 1),)
+        monitor.observe(ObservedBatch("m", 1, calls, 50, inputs, {}))
+    assert asked
+    monitor.bootstrap()
+    assert monitor.yardstick is not None
+    assert [tensor.tensor for tensor in monitor.yardstick.profile.tensors] == ["flag"]

@@ -1,0 +1,57 @@
+import numpy as np
+
+from tests.loop_fakes import SIGNATURE, batch, draw, reference
+from trimtab._native.reference import ReferenceProfile, TensorReference, categorical_feature
+from trimtab.server.config import DriftConfig
+from trimtab.server.drift.drift_monitor import DriftMonitor
+from trimtab.server.drift.feature_faults import Key, TensorCounts, faults_of, recent
+
+REFERENCE = reference()
+CONFIG = DriftConfig(window_rows=4000, panes=4)
+
+
+def faults(numeric: np.ndarray, carriers: list[str], min_rows: int = 100) -> dict[Key, str]:
+    monitor = DriftMonitor(SIGNATURE, REFERENCE, CONFIG, lambda snapshot: None)
+    monitor.observe(batch(numeric, carriers))
+    return faults_of(REFERENCE, monitor.snapshot().tensors, CONFIG, min_rows)
+
+
+def test_sound_rows_have_no_faults_however_far_they_drifted() -> None:
+    assert not faults(*draw(np.random.default_rng(0), 900))
+    assert not faults(*draw(np.random.default_rng(0), 900, shift=50.0))
+
+
+def test_each_kind_of_fault_is_told_with_its_figures() -> None:
+    numeric, carriers = draw(np.random.default_rng(0), 900)
+    numeric[:450, 0] = np.nan
+    numeric[:, 1] = 3
+    carriers = ["ZZ"] * 300 + [""] * 300 + carriers[600:]
+    found = faults(numeric, carriers)
+    assert "missing in 50.0% of the rows, 0.0% in the reference" in found["input", "temp"]
+    assert found["input", "wind"] == "all 900 values are 3, in the reference they vary"
+    assert "missing in 33.3%" in found["input", "carrier"]
+    assert "33.3% of the rows have categories" in found["input", "carrier"]
+
+
+def test_identifiers_are_unseen_by_nature_and_no_fault() -> None:
+    """The reference of a column of identifiers says itself that new ones are to be expected."""
+    feature = categorical_feature("tail", [str(index).encode() for index in range(20_000)])
+    assert feature.expected_unseen > 0.9
+    profile = ReferenceProfile(rows=20_000, tensors=(TensorReference("c", "input", (feature,)),))
+    slots = np.zeros((1, len(feature.kept) + 3), np.uint64)
+    slots[0, len(feature.kept) + 1] = 1000
+    assert not faults_of(profile, [TensorCounts(slots)], CONFIG, 100)
+
+
+def test_a_column_may_be_constant_where_the_reference_nearly_is() -> None:
+    numeric, _ = draw(np.random.default_rng(0), 900)
+    assert "'AA'" in faults(numeric, ["AA"] * 900)["input", "carrier"]
+    assert not faults(numeric[:99], ["AA"] * 99), "too few rows to tell"
+
+
+def test_faults_of_panes_are_counted_and_told_in_their_newest_words() -> None:
+    key = ("input", "temp")
+    assert recent([{}, {key: "half"}, {}, {key: "all"}], 10) == {
+        key: "in 2 of the last 10 panes: all"
+    }
+    assert recent([], 10) == {}
