@@ -107,6 +107,13 @@ class TriggerConfig:
     on_drift: bool = _setting(True, "drift starts a training")
     every_s: float = _setting(0.0, "seconds between scheduled trainings; 0: none", low=0)
     min_labels: int = _setting(2_000, "labels that must have come since the last training", low=1)
+    label_maturity_s: float = _setting(
+        0.0,
+        "seconds after a prediction before its label counts as final; younger rows are neither "
+        "counted nor trained on; 0: at once",
+        low=0,
+        high=3650 * 86_400,
+    )
     cooldown_s: float = _setting(86_400.0, "seconds between trainings at least", low=0)
     max_per_day: int = _setting(24, "trainings per day at most", low=1)
     max_failures: int = _setting(3, "failed trainings in a row before automatic ones stop", low=1)

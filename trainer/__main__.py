@@ -84,6 +84,9 @@ def train(
     event_time_ms: Annotated[
         int | None, typer.Option(help="The loop's time, in milliseconds since the epoch.")
     ] = None,
+    label_maturity_s: Annotated[
+        float, typer.Option(min=0, help="Served rows younger than so many seconds are left out.")
+    ] = 0.0,
     progress: Annotated[
         ProgressMode, typer.Option(help="json: lines on standard output, for a program.")
     ] = ProgressMode.RICH,
@@ -112,7 +115,9 @@ def train(
     from .training import TrainingRequest, TrainingResult, record_failure
     from .training import train as run
 
-    request = TrainingRequest(models_dir, model, actor, reason, set_off_by, event_time_ms, record)
+    request = TrainingRequest(
+        models_dir, model, actor, reason, set_off_by, event_time_ms, label_maturity_s, record
+    )
     try:
         result = run(request, told)
     except Exception as error:  # noqa: BLE001  the process's edge

@@ -138,7 +138,9 @@ class Backtest:
                 raise BacktestError("the backtest was interrupted")
             loop.call_soon_threadsafe(self._observer.fitting, done, of)
 
-        delay = self._settings.label_delay_ms
+        # It learns from the rows that the service may learn from, and from no younger ones.
+        maturity_ms = round(self._tables["trigger"]["label_maturity_s"] * 1000)
+        delay = max(self._settings.label_delay_ms, maturity_ms)
         try:
             return await asyncio.to_thread(
                 retrained_scores, self._recipe, self._dataset, delay, on_progress

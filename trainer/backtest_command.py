@@ -140,6 +140,24 @@ def backtest(
             rich_help_panel=_REPLAY,
         ),
     ] = "1d",
+    label_maturity: Annotated[
+        str,
+        typer.Option(
+            metavar="LENGTH",
+            help="How long after its event a row's true value counts as final: younger rows are "
+            "neither counted nor trained on. Sets trigger.label_maturity_s.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = "0",
+    window: Annotated[
+        str,
+        typer.Option(
+            metavar="LENGTH",
+            help="The drift window spans that time, as in 7d or 12h, however many rows that is; "
+            "take a whole number of the data's cycles. 0: it goes by rows alone.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = "0",
     order: Annotated[
         Order,
         typer.Option(
@@ -246,6 +264,8 @@ def backtest(
             model=model or model_name(data),
             metric=metric.value if metric else None,
             label_delay_ms=parse_duration_ms(label_delay),
+            window_ms=parse_duration_ms(window),
+            label_maturity_ms=parse_duration_ms(label_maturity),
             rows_per_request=rows_per_request,
             overrides=parse_overrides(assignments or []),
         )

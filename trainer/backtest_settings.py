@@ -42,6 +42,8 @@ class BacktestSettings:
     model: str
     metric: str | None = None
     label_delay_ms: int = 86_400_000
+    window_ms: int = 0  # that the drift window spans; 0: it goes by rows alone
+    label_maturity_ms: int = 0
     rows_per_request: int = 64
     in_flight: int = 16
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -114,6 +116,7 @@ def tables_for(dataset: Dataset, settings: BacktestSettings) -> Tables:
         "trigger": {
             "on_drift": True,
             "min_labels": min(2_000, max(100, window // 2)),
+            "label_maturity_s": settings.label_maturity_ms / 1000,
             "cooldown_s": float(round(_span_ms(dataset) / 2000)),
         },
         # The replay waits while a training runs, so it need not be nice to anybody. One thread: as

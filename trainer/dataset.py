@@ -60,10 +60,13 @@ class Dataset:
         return cls(recipe, _in_order(clean), (Source(origin, clean.height),), dropped)
 
     @classmethod
-    def read(cls, recipe: Recipe, data: Path | None) -> "Dataset":
+    def read(
+        cls, recipe: Recipe, data: Path | None, mature_until_ms: int | None = None
+    ) -> "Dataset":
         """The newest `window_rows` labelled rows of the recipe's files and the model's traffic.
 
-        `data` is the model's directory under MODELS_DIR/.trimtab, which may not exist yet.
+        `data` is the model's directory under MODELS_DIR/.trimtab, which may not exist yet. Rows
+        that were served after `mature_until_ms` are left out; files hold history and are not young.
         """
         dropped: dict[str, int] = {}
         parts: list[pl.DataFrame] = []
@@ -75,7 +78,7 @@ class Dataset:
             sources.append(Source(name, part.height, _sha256_of(Path(name))))
         if data is not None and (data / "traffic").is_dir():
             text = parts[0].schema[TARGET] == pl.String if parts and recipe.classification else None
-            served, read = _from_traffic(recipe, data, text, dropped)
+            served, read = _from_traffic(recipe, data, text, dropped, mature_until_ms)
             if served is not None:
                 parts.append(served)
                 sources.extend(read)
@@ -248,7 +251,11 @@ def _from_file(
 
 
 def _from_traffic(
-    recipe: Recipe, data: Path, text: bool | None, dropped: dict[str, int]
+    recipe: Recipe,
+    data: Path,
+    text: bool | None,
+    dropped: dict[str, int],
+    mature_until_ms: int | None,
 ) -> tuple[pl.DataFrame | None, list[Source]]:
     """The served rows that have a label. `text`: whether classes are strings, None: unknown."""
     keys = ["id", "row"]
@@ -275,7 +282,14 @@ def _from_traffic(
     served = _concat(whole, "the traffic log")
     if served is None:
         return None, []
-    served = served.unique(keys, keep="last", maintain_order=True).join(
+    served = served.unique(keys, keep="last", maintain_order=True)
+    if mature_until_ms is not None:
+        # Labelled or not: those whose labels come early are not like the others.
+        young = (served["event_time"] > mature_until_ms).fill_null(False)
+        if young.any():
+            dropped["served rows younger than label_maturity_s"] = int(young.sum())
+        served = served.filter(~young)
+    served = served.join(
         labels.with_columns(target_column(recipe, labels[TARGET], "the labels").alias(TARGET)),
         on=keys,
         how="inner",

@@ -15,6 +15,7 @@ training that is killed anywhere leaves no version. One process trains a model a
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,8 @@ class TrainingRequest:
     actor: str = "trainer"
     reason: str = ""
     trigger: Mapping[str, Any] = field(default_factory=dict)
-    event_time_ms: int | None = None  # of the published version's entry in the history
+    event_time_ms: int | None = None  # now, also in the history; None: by the wall clock
+    label_maturity_s: float = 0.0  # age from which a served row is trained on
     record: bool = False  # enter a refusal or a failure into the history
 
 
@@ -151,7 +153,7 @@ class _Training:
     def run(self) -> TrainingResult:
         recipe = self._recipe
         self._progress.stage("read", "reading files and the traffic log")
-        window = Dataset.read(recipe, self._data)
+        window = Dataset.read(recipe, self._data, self._mature_until_ms())
         champion, no_champion = load_champion(self._directory)
         split = _split(recipe, window, champion)
         classes = window.classes()
@@ -222,6 +224,16 @@ class _Training:
         return TrainingResult(
             "published", reason, version, tuple(self._gates), self._metrics, len(window)
         )
+
+    def _mature_until_ms(self) -> int | None:
+        """Time of the youngest prediction whose label counts as final; None: any."""
+        request = self._request
+        if not request.label_maturity_s:
+            return None
+        now_ms = request.event_time_ms
+        if now_ms is None:
+            now_ms = time.time_ns() // 1_000_000
+        return now_ms - round(request.label_maturity_s * 1000)
 
     def _compare(
         self, champion: Champion, split: _Split, prediction: NDArray[Any], classes: Sequence[Any]

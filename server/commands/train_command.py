@@ -12,7 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..config import TrainingConfig
+from trimtab.registry.directory import Registry
+
+from ..config import ModelPolicy, TrainingConfig, load_model_policy
 from ..loop.training_run import TrainingProgress, TrainingResult, TrainingRun
 from .command_options import out
 from .report_tables import gates_table
@@ -26,9 +28,11 @@ class TrainingFailedError(Exception):
 
 
 def train(models_dir: Path, model: str, *, actor: str, reason: str, as_json: bool) -> int:
-    """One training; returns the exit code. TrainingFailedError."""
+    """One training; returns the exit code. TrainingFailedError, ConfigError."""
+    policy = load_model_policy(Registry(models_dir).model(model).recipe_path, ModelPolicy())
     arguments = ["train", "--models-dir", str(models_dir), "--model", model]
     arguments += ["--actor", actor, "--reason", reason, "--progress", "json"]
+    arguments += ["--label-maturity-s", str(policy.trigger.label_maturity_s)]
     # No server keeps the history for it, and if this process dies it goes as well.
     arguments += ["--record", "--exit-with-parent"]
     result = run_training(arguments, Console(stderr=True))

@@ -89,6 +89,11 @@ class FrameLog:
         return self._closed_rows + self._rows
 
     @property
+    def active(self) -> Path:
+        """The file that grows."""
+        return self._active
+
+    @property
     def dirty(self) -> bool:
         """Whether something was appended that is not yet synced."""
         return self._dirty

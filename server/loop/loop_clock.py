@@ -48,6 +48,16 @@ class LoopClock:
         if self._latest is not None:
             self.seen(event_time_ms)
 
+    def watermark(self, event_time_ms: int) -> None:
+        """No request of an earlier time will come any more."""
+        if self._latest is not None:
+            self.seen(event_time_ms)
+
+    def believed(self, event_time_ms: int) -> int:
+        """That time, or the wall's now where it lies more than a day ahead of it."""
+        now = self._wall()
+        return event_time_ms if event_time_ms <= now + _MAX_AHEAD_MS else now
+
     def reading(self) -> Reading:
         latest = self._latest
         return Reading(self._wall(), False) if latest is None else Reading(latest, True)

@@ -46,7 +46,7 @@ class ModelContext:
         self.post = post
         self.clock = LoopClock(wall)
         self.now = self.clock.reading()
-        self.labels = LabelLog(data / "labels", config.traffic.fsync_ms)
+        self.labels = LabelLog(data / "labels", config.traffic.fsync_ms, self.clock.believed)
         self.traffic: TrafficLog | None = None
         if config.traffic.enabled:
             self.traffic = TrafficLog(data / "traffic", config.traffic, self._on_log_problem)

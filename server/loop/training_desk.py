@@ -19,6 +19,8 @@ from ..config import TrainingConfig
 from ..drift.drift_report import DRIFT, names
 from ..drift.drift_state import COLLECTING
 from ..errors import PreconditionError
+from ..logs.label_log import LabelCounts
+from .loop_stats import TrainingStats
 from .loop_tap import evidence_of
 from .model_context import ACTOR, ModelContext
 from .rollout import RolloutDecision, after_training
@@ -174,13 +176,16 @@ class TrainingDesk:
         watch = context.observed.champion
         now_ms = context.now.ms
         self._since_ms = min(self._since_ms, now_ms)  # it was the wall's before event time came
+        labels = self._labels()
         snapshot = TriggerSnapshot(
             now_ms=now_ms,
             drift=watch.state.name if watch else COLLECTING,
             drift_features=names(watch.features, DRIFT) if watch else "",
             requested=self._requests[0].reason or "requested" if self._requests else "",
             running=self._training is not None or self._roll is not None,
-            labels=context.labels.total_rows - self._past.labels_at_last,
+            # Fewer than at the last training: the maturity was raised, or the clock set back.
+            labels=max(0, labels.mature - self._past.labels_at_last),
+            young_labels=labels.young,
             last_training_ms=self._past.last_training_ms,
             starts_ms=self._past.starts_ms,
             failures=self._past.failures,
@@ -246,6 +251,12 @@ class TrainingDesk:
         )
         self._roll.start()
 
+    def _labels(self) -> LabelCounts:
+        """As the loop's clock shows; what is mature by it the trainer finds mature too."""
+        context = self._context
+        maturity_ms = round(context.policy.trigger.label_maturity_s * 1000)
+        return context.labels.counts(context.now.ms, maturity_ms)
+
     def _readiness(self) -> tuple[State | None, str, str]:
         """The registry's state if a training can begin, else what is lacking, in a word and a sentence."""
         context = self._context
@@ -264,7 +275,7 @@ class TrainingDesk:
         actor = requests[0].actor if requests else ACTOR
         context.finish_logs()
         watch = context.observed.champion
-        labels = context.labels.total_rows
+        labels = self._labels().mature
         training_id = f"{context.name}-{self._past.started + 1}"
         self._past = self._past.start(context.now.ms, labels, training_id)
         training = _Training(training_id, decision.reason, state)
@@ -291,6 +302,7 @@ class TrainingDesk:
                 f"--reason={decision.reason}",
                 f"--trigger={json.dumps(trigger)}",
                 f"--event-time-ms={context.now.ms}",
+                f"--label-maturity-s={context.policy.trigger.label_maturity_s}",
                 f"--threads={context.policy.training.threads}",
                 "--progress=json",
                 "--exit-with-parent",

@@ -34,7 +34,7 @@ class TrainingPast:
     started: int = 0  # trainings ever started by a server
     starts_ms: tuple[int, ...] = ()
     last_training_ms: int | None = None
-    labels_at_last: int = 0  # labels in the log as the last one that did not fail began
+    labels_at_last: int = 0  # mature labels as the last one that did not fail began
     failures: int = 0
     last_failure_ms: int | None = None
     open_ms: int | None = None  # start of the one that runs

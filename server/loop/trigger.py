@@ -2,7 +2,7 @@
 
     train = signal (drift, schedule, or an operator) AND not running
             AND, unless an operator asked: breaker closed AND back-off over
-            AND enough labels AND cooldown over AND budget left
+            AND enough mature labels AND cooldown over AND budget left
 
 Drift means the state after hysteresis (drift_state.py), so a single odd window is no signal, and a
 feature that broke is none either. Everything here is a value: the clock is the loop's (event time
@@ -31,7 +31,8 @@ class TriggerSnapshot:
     drift_features: str = ""
     requested: str = ""  # why an operator asked; empty: nobody did
     running: bool = False  # a training, or another trainer process of the model
-    labels: int = 0  # that came since the last training began
+    labels: int = 0  # that became mature since the last training began
+    young_labels: int = 0
     last_training_ms: int | None = None  # start of the last one that did not fail
     starts_ms: Sequence[int] = ()  # starts of the recent ones, failed ones included
     failures: int = 0  # in a row
@@ -113,7 +114,7 @@ def _hurdles(snapshot: TriggerSnapshot, config: TriggerConfig) -> list[tuple[str
                 )
             )
     if snapshot.labels < config.min_labels:
-        found.append(("labels", f"{snapshot.labels:,} of {config.min_labels:,} labels"))
+        found.append(("labels", _labels(snapshot, config)))
     since = _since(snapshot.now_ms, snapshot.last_training_ms)
     if since is not None and since < config.cooldown_s * 1000:
         found.append(("cooldown", f"{_span(since)} of {_span(config.cooldown_s * 1000)} cooldown"))
@@ -121,6 +122,14 @@ def _hurdles(snapshot: TriggerSnapshot, config: TriggerConfig) -> list[tuple[str
     if today >= config.max_per_day:
         found.append(("budget", f"{today} trainings in the last 24 h (limit {config.max_per_day})"))
     return found
+
+
+def _labels(snapshot: TriggerSnapshot, config: TriggerConfig) -> str:
+    counted = f"{snapshot.labels:,} of {config.min_labels:,}"
+    if not config.label_maturity_s:
+        return f"{counted} labels"
+    maturity = _span(config.label_maturity_s * 1000)
+    return f"{counted} mature labels ({snapshot.young_labels:,} are younger than {maturity})"
 
 
 def _since(now_ms: int, then_ms: int | None) -> float | None:

@@ -47,6 +47,7 @@ def test_the_help_explains_every_option_and_why_to_shuffle() -> None:
     text = " ".join(result.output.replace("│", " ").split())
     for option in ("--target", "--label-delay", "--order", "--set", "--json", "--plot", "--out"):
         assert option in text
+    assert "--label-maturity" in text
     assert "one hour of weather is one sample" in text
 
 
@@ -57,6 +58,8 @@ def test_the_help_explains_every_option_and_why_to_shuffle() -> None:
         ["data.parquet"],
         ["data.parquet", "--target", "y"],
         ["data.parquet", "--target", "y", "--time", "t", "--label-delay", "soon"],
+        ["data.parquet", "--target", "y", "--time", "t", "--window", "wide"],
+        ["data.parquet", "--target", "y", "--time", "t", "--label-maturity", "7"],
         ["data.parquet", "--target", "y", "--time", "t", "--set", "psi=1"],
         ["data.parquet", "--target", "y", "--time", "t", "--task", "clustering"],
         ["data.parquet", "--target", "y", "--time", "t", "--rows-per-request", "0"],

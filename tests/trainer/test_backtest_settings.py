@@ -108,6 +108,13 @@ def test_overrides_win() -> None:
     assert tomllib.loads(to_toml(tables)) == tables
 
 
+def test_the_maturity_of_labels_is_a_setting_of_the_policy() -> None:
+    data = dataset(3_000)
+    assert tables_for(data, settings())["trigger"]["label_maturity_s"] == 0.0
+    maturing = settings(label_maturity_ms=7 * 86_400_000)
+    assert tables_for(data, maturing)["trigger"]["label_maturity_s"] == 7 * 86_400.0
+
+
 def test_an_unknown_key_of_the_recipe_is_refused_before_anything_starts() -> None:
     overrides = parse_overrides(["recipe.window_row=5"])
     with pytest.raises(RecipeError, match="window_rows"):

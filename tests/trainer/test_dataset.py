@@ -190,6 +190,47 @@ def test_traffic_that_lacks_a_column_of_the_recipe_is_left_out_and_counted(
     assert data.dropped["served rows without a column of the recipe"] == 130
 
 
+def test_young_rows_are_left_out_labelled_or_not_and_counted(
+    tmp_path: Path,
+    make_frame: FrameMaker,
+    make_recipe: RecipeMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    history = make_frame(200)
+    live = make_frame(150, seed=2)  # of the same time: files hold no young rows
+    history.write_parquet(tmp_path / "h.parquet")
+    write_frames(tmp_path / "traffic/active.frames", [served(live, "a")])
+    write_frames(tmp_path / "labels/active.frames", [labels(live.head(120), "a")])
+    recipe = make_recipe(files=[str(tmp_path / "h.parquet")])
+    until = int(live["when"][99])
+    data = Dataset.read(recipe, tmp_path, until)
+    assert len(data) == 300, "200 of the file, 100 of the log"
+    assert data.dropped == {"served rows younger than label_maturity_s": 50}
+    assert data.lineage()["dropped"] == data.dropped
+    later = Dataset.read(recipe, tmp_path, int(live["when"][-1]))
+    assert later.dropped == {} and later.sha256() == Dataset.read(recipe, tmp_path).sha256()
+
+
+def test_where_all_served_rows_are_young_the_files_are_what_is_left(
+    tmp_path: Path,
+    make_frame: FrameMaker,
+    make_recipe: RecipeMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    live = make_frame(150)
+    write_frames(tmp_path / "traffic/active.frames", [served(live, "a")])
+    write_frames(tmp_path / "labels/active.frames", [labels(live, "a")])
+    with pytest.raises(DataError, match=r"0 labelled rows.*150 served rows younger than label_mat"):
+        Dataset.read(make_recipe(), tmp_path, 0)
+    make_frame(200).write_parquet(tmp_path / "h.parquet")
+    recipe = make_recipe(files=[str(tmp_path / "h.parquet")])
+    assert len(Dataset.read(recipe, tmp_path, 0)) == 200
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -148,3 +148,25 @@ def test_a_training_that_finds_another_one_is_not_recorded(models: Path) -> None
         busy = run(models, "train", "--record")
     assert busy.returncode == 1 and "is training m" in busy.stderr
     assert not ModelDirectory(models / "m").history().entries
+
+
+def test_the_maturity_of_labels_goes_by_the_time_that_it_is_told(
+    models: Path,
+    make_frame: FrameMaker,
+    write_frames: Callable[..., None],
+    served: Callable[..., pl.DataFrame],
+    labels: Callable[..., pl.DataFrame],
+) -> None:
+    data = Registry(models).data_path("m")
+    live = make_frame(100, seed=2, start_ms=1_800_000_000_000)
+    write_frames(data / "traffic/active.frames", [served(live, "a")])
+    write_frames(data / "labels/active.frames", [labels(live, "a")])
+    now = int(live["when"][-1])
+    done = run(models, "train", "--event-time-ms", str(now), "--label-maturity-s", "60.0")
+    assert done.returncode == 0, done.stderr
+    found = ModelDirectory(models / "m").manifest(1).lineage["data"]
+    assert (found["rows"], found["dropped"]) == (
+        440,
+        {"served rows younger than label_maturity_s": 60},
+    )
+    assert run(models, "train", "--label-maturity-s", "-1").returncode == 2

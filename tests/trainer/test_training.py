@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,3 +363,29 @@ def test_a_failure_is_recorded_on_request_only(world: World) -> None:
     record_failure(dataclasses.replace(world.request, record=True), "the reason")
     [entry] = world.directory.history().entries
     assert (entry.kind, entry.reason) == ("training_failed", "the reason")
+
+
+@pytest.mark.parametrize("clock", ["event time", "wall"])
+def test_rows_whose_labels_are_not_final_yet_are_not_trained_on(
+    world: World,
+    make_frame: FrameMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: str,
+) -> None:
+    world.recipe(files=[])
+    live = make_frame(1_200)  # a row each second
+    write_frames(world.data / "traffic/active.frames", [served(live, "a")])
+    write_frames(world.data / "labels/active.frames", [labels(live, "a")])
+    now = int(live["when"][-1])
+    if clock == "wall":
+        monkeypatch.setattr(time, "time_ns", lambda: now * 1_000_000)
+    result = world.train(
+        label_maturity_s=200.0, event_time_ms=now if clock == "event time" else None
+    )
+    assert (result.outcome, result.rows) == ("published", 1_000)
+    data = world.directory.manifest(1).lineage["data"]
+    assert data["time_to_ms"] == now - 200_000
+    assert data["dropped"] == {"served rows younger than label_maturity_s": 200}

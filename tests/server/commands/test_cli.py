@@ -453,9 +453,32 @@ def test_train_ends_as_the_trainer_did(
     assert arguments[:1] == ["train"]
     for option, value in (("--actor", "ann"), ("--reason", "new columns"), ("--model", "m")):
         assert arguments[arguments.index(option) + 1] == value
+    assert arguments[arguments.index("--label-maturity-s") + 1] == "0.0"
     document = run("train", tmp_path, "m", "--json")
     if outcome != "failed":
         assert json.loads(document.stdout)["outcome"] == outcome
+
+
+def test_train_takes_the_maturity_of_labels_from_the_models_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def fake_run(arguments: list[str], console: Any) -> TrainingResult:
+        asked.append(arguments)
+        return TrainingResult("failed")
+
+    monkeypatch.setattr(train_command, "run_training", fake_run)
+    policy = tmp_path / "m" / "trimtab.toml"
+    policy.parent.mkdir()
+    policy.write_text("[recipe]\n[trigger]\nlabel_maturity_s = 1234567.5\n")
+    run("train", tmp_path, "m")
+    (arguments,) = asked
+    assert arguments[arguments.index("--label-maturity-s") + 1] == "1234567.5"
+    policy.write_text("[trigger]\nlabel_maturity = 1\n")
+    result = run("train", tmp_path, "m")
+    assert result.exit_code == 1 and len(asked) == 1
+    assert "label_maturity: unknown setting; did you mean label_maturity_s?" in result.stderr
 
 
 def test_backtest_has_its_own_help_in_its_own_process() -> None:

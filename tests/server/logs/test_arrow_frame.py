@@ -36,3 +36,20 @@ def test_every_kind_of_column_is_read_back_as_it_was() -> None:
     assert frame["t"].to_list() == ["a", None, ""]
     for kind in arrow_frame.ARROW_TYPE.values():
         assert frame[f"null {kind}"].null_count() == 3
+
+
+def test_the_last_column_of_whole_numbers_is_read_back_without_arrow() -> None:
+    random = np.random.default_rng(0)
+    for rows in (1, 2, 3, 7, 8, 9, 63, 64, 65, 1000):
+        valid = random.random(rows) < 0.5
+        times = random.integers(-(2**62), 2**62, rows)
+        payload = arrow_frame.encode(
+            [
+                arrow_frame.strings("s", [b"x" * (row % 5) for row in range(rows)], valid),
+                arrow_frame.numbers("f", random.random(rows).astype(np.float32), valid),
+                arrow_frame.numbers("t", times),
+            ],
+            rows,
+        )
+        assert arrow_frame.last_int64(payload, rows).tolist() == times.tolist()
+        assert pl.read_ipc_stream(io.BytesIO(payload))["t"].to_list() == times.tolist()

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from trimtab.server.logs.frame_log import FrameLog, read_frames
-from trimtab.server.logs.label_log import Label, LabelLog
+from trimtab.server.logs.label_log import Label, LabelCounts, LabelLog
 
 
 def opened(folder: Path, fsync_ms: int = 1000) -> LabelLog:
@@ -103,3 +103,85 @@ def test_syncing_follows_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     later.close()
     assert len(synced) == 2
     at_once.close()
+
+
+DAY_MS = 86_400_000
+
+
+def test_labels_are_young_until_their_maturity(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    log.append([Label("a", row, number=1) for row in range(3)], 5 * DAY_MS)
+    log.append([Label("b", 0, number=1)], 6 * DAY_MS)
+    assert log.counts(6 * DAY_MS, 2 * DAY_MS) == LabelCounts(mature=0, young=4)
+    assert log.counts(7 * DAY_MS, 2 * DAY_MS) == LabelCounts(mature=3, young=1)
+    assert log.counts(8 * DAY_MS, 2 * DAY_MS) == LabelCounts(mature=4, young=0)
+    assert log.counts(0, 0) == LabelCounts(mature=4, young=0), "without a maturity all count"
+    log.close()
+
+
+def test_ages_hold_across_restarts_and_the_rolling_of_finished_files(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    for day in range(1, 4):  # each in a file of its own
+        log.append([Label("a", day, number=1)] * day, day * DAY_MS)
+        log.rotate()
+    log.append([Label("b", 0, text="x"), Label("b", 1, number=2)], 4 * DAY_MS)
+    log.append([Label("c", 0, number=1)], 5 * DAY_MS)
+    maturity = 2 * DAY_MS
+    told = [log.counts(day * DAY_MS, maturity) for day in range(9)]
+    assert [counts.mature for counts in told] == [0, 0, 0, 1, 3, 6, 8, 9, 9]
+    log.close()
+    log.closed_files()[0].unlink()  # rolled
+    log = opened(tmp_path)
+    assert [log.counts(day * DAY_MS, maturity) for day in range(9)] == told
+    log.rotate()
+    log.close()
+    for path in log.closed_files():
+        path.unlink()
+    log = opened(tmp_path)
+    assert [log.counts(day * DAY_MS, maturity) for day in range(9)] == told
+    log.close()
+
+
+def test_ages_are_read_from_the_files_where_theirs_was_not_written(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    log.append([Label("a", 0, number=1)], 1 * DAY_MS)
+    log.rotate()
+    log.append([Label("a", 1, number=1)], 2 * DAY_MS)
+    log.close()
+    for torn in (None, "", "{", '{"through": 1}', '{"ages": [[1]], "through": "z"}'):
+        (tmp_path / "ages.json").unlink(missing_ok=True)
+        if torn is not None:
+            (tmp_path / "ages.json").write_text(torn)
+        log = opened(tmp_path)
+        assert log.counts(3 * DAY_MS, 2 * DAY_MS) == LabelCounts(mature=1, young=1)
+        log.close()
+    for path in log.closed_files():
+        path.unlink()
+    log = opened(tmp_path)
+    assert log.counts(2 * DAY_MS, 2 * DAY_MS) == LabelCounts(mature=0, young=2), "found, then kept"
+    log.close()
+
+
+def test_a_failed_write_ages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = opened(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            FrameLog, "append", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space"))
+        )
+        with pytest.raises(OSError, match="No space"):
+            log.append([Label("a", 0, number=1)], DAY_MS)
+    assert log.counts(DAY_MS, DAY_MS) == LabelCounts(mature=0, young=0)
+    log.close()
+
+
+def test_a_time_that_is_not_believed_ages_from_when_it_came(tmp_path: Path) -> None:
+    log = LabelLog(tmp_path, 1000, lambda time_ms: min(time_ms, DAY_MS))
+    log.start()
+    log.append([Label("a", 0, number=1)], 1_000_000 * DAY_MS)
+    assert log.counts(2 * DAY_MS, DAY_MS) == LabelCounts(mature=1, young=0)
+    log.close()
+    log = LabelLog(tmp_path, 1000, lambda time_ms: min(time_ms, 3 * DAY_MS))
+    log.start()
+    assert log.counts(3 * DAY_MS, DAY_MS) == LabelCounts(mature=0, young=1)
+    assert rows_of(tmp_path)["event_time"].to_list() == [1_000_000 * DAY_MS], "logged as told"
+    log.close()

@@ -397,6 +397,119 @@ def test_the_pasts_cooldown_budget_and_labels_hold_across_a_restart(tmp_path: Pa
     again.loop.stop()
 
 
+MATURING = dataclasses.replace(
+    POLICY, trigger=dataclasses.replace(POLICY.trigger, label_maturity_s=86_400.0, cooldown_s=0)
+)
+
+
+def test_a_training_waits_until_enough_labels_are_mature(tmp_path: Path) -> None:
+    world = World(tmp_path, MATURING)
+    world.serve(1000, shift=2.0)
+    world.label(40, event_time_ms=world.wall.ms)
+    world.wall.advance(3600)
+    world.label(20, event_time_ms=world.wall.ms)
+    world.settle()
+    waiting = world.last("waiting")
+    assert waiting.evidence["lacking"] == ["labels"]
+    assert "0 of 50 mature labels (" in waiting.reason and "younger than 24 h" in waiting.reason
+    world.wall.advance(86_400 - 3600)
+    world.tick()
+    assert not world.trainer.trainings, "40 of 50"
+    world.wall.advance(3600 - 1)
+    world.tick()
+    assert not world.trainer.trainings
+    world.wall.advance(1)
+    world.tick()
+    (training,) = world.trainer.trainings
+    trigger = json.loads(training.options["trigger"])
+    assert (trigger["labels"], trigger["labels_total"]) == (60, 60)
+    assert training.options["label-maturity-s"] == "86400.0"
+    assert training.options["event-time-ms"] == str(world.wall.ms)
+    training.finish(TrainingResult("refused", "worse"))
+    world.settle()
+    assert "0 of 50 mature labels (0 are younger" in world.last("waiting").reason
+    world.loop.stop()
+
+
+def test_labels_that_were_young_at_a_training_count_for_the_next_one(tmp_path: Path) -> None:
+    world = World(tmp_path, MATURING)
+    world.serve(1000, shift=2.0)
+    world.label(50, event_time_ms=world.wall.ms)
+    world.wall.advance(86_400)
+    world.model.context.labels.append([Label("x", 0, number=1.0)] * 49, world.wall.ms)
+    world.tick()
+    world.trainer.trainings[-1].finish(TrainingResult("refused", "worse"))
+    world.settle()
+    assert "0 of 50 mature labels (49 are younger" in world.last("waiting").reason
+    world.label(1, event_time_ms=world.wall.ms)
+    world.settle()
+    assert len(world.trainer.trainings) == 1
+    world.wall.advance(86_400)
+    world.tick()
+    assert len(world.trainer.trainings) == 2
+    world.loop.stop()
+
+
+def test_labels_mature_in_event_time_as_rows_labels_and_settling_move_it(tmp_path: Path) -> None:
+    january = 1_357_000_000_000
+    world = World(tmp_path, MATURING)
+    world.serve(1000, shift=2.0, event_time_ms=january)
+    world.label(50, event_time_ms=january)
+    world.wall.advance(7 * 86_400)
+    world.tick()
+    assert not world.trainer.trainings, "the wall clock ripens nothing in event time"
+    world.serve(1, shift=2.0, event_time_ms=january + 86_400_000 - 1)
+    world.settle()
+    assert not world.trainer.trainings
+    world.serve(1, shift=2.0, event_time_ms=january + 86_400_000)
+    settling = world.loop.settle("m", world.model.observed.rows)
+    world.drain()
+    (training,) = world.trainer.trainings
+    assert training.options["event-time-ms"] == str(january + 86_400_000)
+    training.finish(TrainingResult("refused", "worse"))
+    settling.future.result(20)
+    world.loop.stop()
+
+
+def test_the_ages_of_labels_hold_across_a_restart(tmp_path: Path) -> None:
+    world = World(tmp_path, MATURING)
+    world.label(50, event_time_ms=world.wall.ms)
+    world.wall.advance(86_400)
+    world.label(30, event_time_ms=world.wall.ms)
+    world.serve(1000, shift=2.0)
+    world.drain()
+    world.trainer.trainings[-1].finish(TrainingResult("refused", "worse"))
+    world.settle()
+    world.label(7, event_time_ms=world.wall.ms)
+    world.loop.stop()
+    for path in world.model.context.labels.closed_files():
+        path.unlink()  # rolled
+    again = World(tmp_path, MATURING)
+    again.wall.advance(86_400)
+    again.serve(1000, shift=2.0)
+    again.settle()
+    assert "0 of 50 mature labels (37 are younger than 24 h)" in again.last("waiting").reason
+    again.wall.advance(86_400)
+    again.label(13, event_time_ms=again.wall.ms - 86_400_000)
+    again.drain()
+    assert len(again.trainer.trainings) == 1
+    again.loop.stop()
+
+
+def test_a_maturity_that_is_set_while_it_runs_holds_for_the_labels_that_are_there(
+    world: World,
+) -> None:
+    world.label(60, event_time_ms=world.wall.ms)
+    (world.directory.recipe_path).write_text(RECIPE + "[trigger]\nlabel_maturity_s = 3600\n")
+    world.tick()
+    world.serve(1000, shift=2.0)
+    world.settle()
+    assert "0 of 50 mature labels (60 are younger than 60 min)" in world.last("waiting").reason
+    world.wall.advance(3600)
+    world.tick()
+    assert len(world.trainer.trainings) == 1
+
+
 def test_a_stop_ends_the_training_and_does_not_count_it_as_failed(tmp_path: Path) -> None:
     world = World(tmp_path)
     training = start_training(world)

@@ -28,3 +28,15 @@ def test_a_time_far_ahead_of_the_wall_is_not_believed() -> None:
     clock.seen(wall.ms + 3600_000)
     clock.seen(wall.ms + 365 * 86_400_000)
     assert clock.reading().ms == wall.ms + 3600_000
+
+
+def test_what_a_label_says_of_its_time_is_believed_up_to_a_day_ahead() -> None:
+    wall = FakeWall()
+    clock = LoopClock(wall)
+    for ahead, expected in (
+        (-(10**9), -(10**9)),
+        (0, 0),
+        (86_400_000, 86_400_000),
+        (86_400_001, 0),
+    ):
+        assert clock.believed(wall.ms + ahead) == wall.ms + expected

@@ -92,6 +92,13 @@ def test_the_reason_says_what_is_waited_for_in_numbers() -> None:
     assert "stopped after 3 failed trainings" in decide(stopped, CONFIG).reason
 
 
+def test_where_labels_must_mature_the_reason_says_how_many_have_and_how_many_not() -> None:
+    config = dataclasses.replace(CONFIG, label_maturity_s=7 * 86_400)
+    decision = decide(changed(labels=812, young_labels=1203), config)
+    assert decision.lacking == ("labels",)
+    assert "; 812 of 2,000 mature labels (1,203 are younger than 7 d)" in decision.reason
+
+
 def test_the_back_off_doubles_up_to_six_hours() -> None:
     assert [backoff_ms(failures) // 1000 for failures in (0, 1, 2, 3)] == [0, 60, 120, 240]
     assert backoff_ms(10_000) == 6 * HOUR
