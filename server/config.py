@@ -76,9 +76,12 @@ class DriftConfig:
     """[drift]"""
 
     enabled: bool = _setting(True, "watch for drift")
-    window_rows: int = _setting(10_000, "rows in the sliding window", low=10)
+    window_rows: int = _setting(10_000, "rows in the sliding window at most", low=10)
+    window_s: float = _setting(
+        0.0, "seconds that the sliding window spans at most; 0: rows alone", low=0, high=1e9
+    )
     panes: int = _setting(
-        10, "panes of the window; it is judged as each one fills", low=1, high=1000
+        10, "panes of the window; it is judged as each one ends", low=1, high=1000
     )
     min_rows: int = _setting(2_000, "rows in the window before it is judged at all", low=1)
     psi: float = _setting(0.2, "PSI of one feature from which it has drifted", low=0)

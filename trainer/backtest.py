@@ -3,8 +3,9 @@
 The server is a real one in its own process, and all it learns of the replay comes through its
 ports: requests with their event time, labels when they would have become known. The replay goes
 chunk by chunk and waits after each until the server's loop has nothing under way, so decisions
-depend on the data and the seed and not on the machine's speed. Only the timings differ between
-two runs.
+depend on the data and the seed and not on the machine's speed. Where a pane of the drift window
+ends by time, the server is told so and settles before the next chunk. Only the timings differ
+between two runs.
 """
 
 import asyncio
@@ -40,6 +41,7 @@ from .backtest_settings import (
     HISTORY_FILE,
     BacktestSettings,
     Tables,
+    pane_ms,
     pane_rows,
     tables_for,
     to_toml,
@@ -96,6 +98,7 @@ class Backtest:
             chunk_rows=pane_rows(self._tables),
             rows_per_request=settings.rows_per_request,
             seed=settings.seed,
+            slots=self._times // slot_ms if (slot_ms := pane_ms(self._tables)) else None,
         )
         self._requests = [request for chunk in self._chunks for request in chunk.requests]
         self._starts = np.array([request.start for request in self._requests])
@@ -248,6 +251,8 @@ class Backtest:
                     settled = await self._settle(client, record)
                 report = await client.drift()
                 record.note_drift(report, clock)
+                if chunk.ends_slot:
+                    settled = await self._settle(client, record, int(self._times[chunk.stop]))
                 self._observer.replaying(
                     chunk.stop - self._start, total, f"version {settled.champion}, {_words(report)}"
                 )
@@ -308,11 +313,10 @@ class Backtest:
         return True
 
     async def _settle(
-        self, client: ReplayClient, record: ReplayRecord
+        self, client: ReplayClient, record: ReplayRecord, watermark_ms: int | None = None
     ) -> admin_pb2.AwaitSettledResponse:
-        return await client.await_settled(
-            record.answers.answered_rows, self._settings.training_timeout_s + 60
-        )
+        timeout_s = self._settings.training_timeout_s + 60
+        return await client.await_settled(record.answers.answered_rows, timeout_s, watermark_ms)
 
     async def _exercise(
         self, client: ReplayClient, encoder: RequestEncoder, record: ReplayRecord

@@ -3,7 +3,8 @@
 The thresholds that decide are those of the product, but sizes that are right for a service with
 thousands of rows a day would let a small data set end before the first window is full. So the
 sizes follow the data: a third of a period fills the drift window, a period is trained on, half a
-period lies between trainings. `--set` overrides each, and the report holds them all.
+period lies between trainings. A window of a given span takes all of its rows, and its usual number
+of them says from how many it is judged. `--set` overrides each, and the report holds them all.
 """
 
 import itertools
@@ -15,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .backtest_data import DataRequest, Dataset
 from .errors import DataError
@@ -125,6 +128,8 @@ def tables_for(dataset: Dataset, settings: BacktestSettings) -> Tables:
         "training": {"timeout_s": settings.training_timeout_s, "nice": 0, "threads": 1},
         "promotion": {"policy": "auto"},
     }
+    if settings.window_ms:
+        tables["drift"] |= _spanning(dataset, settings.window_ms, panes)
     if settings.metric:
         tables["recipe"]["metric"] = settings.metric
     for section, values in settings.overrides.items():
@@ -146,6 +151,13 @@ def pane_rows(tables: Tables) -> int:
     """Rows of one pane of the drift window, as the server counts them."""
     drift = tables["drift"]
     return max(1, int(drift["window_rows"]) // int(drift["panes"]))
+
+
+def pane_ms(tables: Tables) -> int:
+    """How long such a pane lasts at most, as the server counts; 0: until it is full."""
+    drift = tables["drift"]
+    window_s = float(drift.get("window_s", 0))
+    return max(1, round(window_s * 1000) // int(drift["panes"])) if window_s else 0
 
 
 def to_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -180,6 +192,18 @@ def _rounded(number: int) -> int:
     """Down to two significant digits, for figures that people read."""
     unit = int(10 ** max(0, len(str(number)) - 2))
     return number // unit * unit
+
+
+def _spanning(dataset: Dataset, window_ms: int, panes: int) -> dict[str, Any]:
+    """Settings of a window of that span in which no pane is full before its time is over."""
+    slots = dataset.times_ms // max(1, window_ms // panes)
+    _, rows = np.unique(slots, return_counts=True)
+    usual = int(np.median(rows)) * panes
+    return {
+        "window_s": window_ms / 1000,
+        "window_rows": max(10, int(rows.max()) * panes),
+        "min_rows": max(1, usual // 2, min(200, usual)),
+    }
 
 
 def _span_ms(dataset: Dataset) -> int:

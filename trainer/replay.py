@@ -259,11 +259,17 @@ class ReplayClient:
                 raise ReplayError(f"{reply.accepted:,} of {len(part):,} labels were accepted")
 
     async def await_settled(
-        self, observed_rows: int, timeout_s: float
+        self, observed_rows: int, timeout_s: float, watermark_ms: int | None = None
     ) -> admin_pb2.AwaitSettledResponse:
-        """Returns once the loop has seen the rows and has nothing under way; ReplayError."""
+        """Returns once the loop has seen the rows and has nothing under way; ReplayError.
+
+        `watermark_ms`: no further request will have an earlier event time.
+        """
         request = admin_pb2.AwaitSettledRequest(
-            model_name=self._model, observed_rows=observed_rows, timeout_s=timeout_s
+            model_name=self._model,
+            observed_rows=observed_rows,
+            timeout_s=timeout_s,
+            watermark_ms=watermark_ms,
         )
         return await self._ask(
             "AwaitSettled", request, admin_pb2.AwaitSettledResponse, timeout_s + 10

@@ -55,7 +55,8 @@ class ReplayRecord:
             worst = {"feature": feature["feature"], "role": feature["role"], "psi": feature["psi"]}
             worst |= {"ks_low": ks_low, "ks_high": ks_high}
             worst |= {name: feature[name] for name in ("missing_rate", "unseen_rate", "verdict")}
-            self._keep_worst(number, {**worst, "state": event.kind, "version": event.version})
+            state = event.kind.removeprefix("drift_")  # as a report has it: it may tell of the same
+            self._keep_worst(number, {**worst, "state": state, "version": event.version})
         return noted
 
     def note_drift(self, report: admin_pb2.DriftReport, clock_ms: int) -> None:

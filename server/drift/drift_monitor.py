@@ -1,8 +1,12 @@
 """Counts what one version is asked and answers, pane by pane, beside its reference.
 
-A pane is exactly `window_rows / panes` rows: a batch is split where a pane ends. As a pane closes
-the window (that pane and the ones before it) is copied and handed to `on_pane`, on the thread that
-observed; judging it is the control loop's work, so the executor only ever counts.
+A pane ends once it has `window_rows / panes` rows: a batch is split there. Where the window has a
+span (`window_s`) it also ends as the loop's clock passes into another slot of `window_s / panes`
+seconds. The slots are laid over all time, not from the first row on, so that whoever knows the
+times knows the panes. As a pane closes the window (that pane and the ones before it) is copied and
+handed to `on_pane`, on the thread that observed or moved the time; judging it is the control loop's
+work, so the executor only ever counts. A pane that ends without a row is no evidence: it takes its
+place in the window, so that older ones leave, and nobody is told.
 
 A version without a reference has the first `bootstrap_rows` live rows for one. They are kept as
 they came, in bounded memory; when there are enough, `on_bootstrap` is told, and the control loop
@@ -10,7 +14,8 @@ builds the profile (`bootstrap`), for that is too slow for the executor's thread
 meanwhile wait, as many as the bootstrap has, and are observed right after.
 
 `observe` is called by one thread at a time, everything else by any. A lock is held while a batch is
-counted (tens of microseconds) and while a window is copied (as long); nothing slow happens under it.
+counted (tens of microseconds), while a window is copied (as long) and while panes end by time;
+nothing slow happens under it.
 """
 
 import dataclasses
@@ -76,6 +81,7 @@ class DriftMonitor:
         on_bootstrap: Callable[[], None] = lambda: None,
     ) -> None:
         self.pane_rows = max(1, config.window_rows // config.panes)
+        self.pane_ms = pane_ms(config)
         window = self.pane_rows * config.panes
         self.config = dataclasses.replace(config, min_rows=min(config.min_rows, window))
         self._signature = signature
@@ -87,7 +93,10 @@ class DriftMonitor:
         self._bootstrapped = False
         self._watches: list[_Watch | None] = _watches(reference, config.panes) if reference else []
         self._open_rows = 0
-        self._closed_panes = 0
+        self._closed_rows: deque[int] = deque(maxlen=config.panes - 1)  # of each closed pane
+        self._ended = 0  # panes so far, empty ones too
+        self._slot: int | None = None  # that the open pane belongs to
+        self._is_event_time = False  # whether event time told it
         self._observed = 0
         self._kept: list[ObservedBatch] = []  # until there is a reference
         self._kept_rows = 0
@@ -100,7 +109,7 @@ class DriftMonitor:
     def __repr__(self) -> str:
         return (
             f"DriftMonitor(reference={self.reference_kind}, observed={self._observed}, "
-            f"panes={self._closed_panes}x{self.pane_rows})"
+            f"panes={self._ended}, at most {self.pane_rows} rows each)"
         )
 
     @property
@@ -144,6 +153,15 @@ class DriftMonitor:
         if announce:
             self._on_bootstrap()
 
+    def advance(self, now_ms: int, *, is_event_time: bool = False) -> None:
+        """Ends the panes that time has ended, by the loop's clock; nothing where rows alone end them.
+
+        To be called before the rows of that moment are observed.
+        """
+        if self.pane_ms:
+            with self._lock:
+                self._enter(now_ms // self.pane_ms, is_event_time)
+
     def snapshot(self) -> WindowSnapshot:
         """The window as it is now, the pane that is filling included."""
         with self._lock:
@@ -164,6 +182,29 @@ class DriftMonitor:
                 self._count(batch)
 
     # Everything below is called with the lock held.
+
+    def _enter(self, slot: int, is_event_time: bool) -> None:
+        """The open pane belongs to that slot from now on, or a new one does."""
+        before = self._slot
+        if before is None or (is_event_time and not self._is_event_time):
+            # The first reading, or the first of a clock that went over from the wall's to event
+            # time, which may be years away: how long a pane lasted is not known.
+            self._slot, self._is_event_time = slot, is_event_time
+            return
+        if (self._is_event_time and not is_event_time) or slot <= before:
+            return  # a reading that another thread's has overtaken
+        self._slot = slot
+        passed = slot - before
+        if self._open_rows:
+            self._close_pane()
+            passed -= 1
+        if any(self._closed_rows):
+            for _ in range(min(passed, self.config.panes)):
+                for watch in self._watches:
+                    if watch is not None:
+                        watch.close_pane()
+                self._closed_rows.append(0)
+        self._ended += passed
 
     def _keep(self, batch: ObservedBatch) -> bool:
         """Keeps a batch towards the reference; True as there are enough."""
@@ -220,15 +261,16 @@ class DriftMonitor:
     def _close_pane(self) -> None:
         snapshot = self._snapshot()
         pane = tuple(None if watch is None else watch.close_pane() for watch in self._watches)
+        self._closed_rows.append(self._open_rows)
         self._open_rows = 0
-        self._closed_panes += 1
+        self._ended += 1
         self._on_pane(dataclasses.replace(snapshot, pane=pane))
 
     def _snapshot(self) -> WindowSnapshot:
-        closed = min(self._closed_panes, self.config.panes - 1)
         return WindowSnapshot(
-            rows=closed * self.pane_rows + self._open_rows,
+            rows=sum(self._closed_rows) + self._open_rows,
             observed_rows=self._observed,
+            newest_pane=self._ended + 1,
             tensors=tuple(None if watch is None else watch.window() for watch in self._watches),
         )
 
@@ -318,6 +360,11 @@ class _CategoryWatch:
         before, self._total = self._total, self._histogram.total()
         self._histogram.advance()
         return TensorCounts(self._total - before)
+
+
+def pane_ms(config: DriftConfig) -> int:
+    """How long a pane lasts at most; 0: as long as it takes to fill."""
+    return max(1, round(config.window_s * 1000) // config.panes) if config.window_s else 0
 
 
 def _watches(reference: ReferenceProfile, panes: int) -> list[_Watch | None]:

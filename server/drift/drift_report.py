@@ -35,6 +35,7 @@ class WindowSnapshot:
 
     rows: int
     observed_rows: int  # since the monitor began
+    newest_pane: int  # its number, from 1 on; panes that ended without a row have one too
     tensors: tuple[TensorCounts | None, ...]
     pane: tuple[TensorCounts | None, ...] | None = None  # the newest pane alone, as it closes
 

@@ -11,6 +11,7 @@ is gone, no version of it answers and nothing of it runs.
 `settle` is exact. Rows are counted as observed after the pane that they filled is in the queue; so
 once the rows are there, a message put into the queue comes after all their panes. It passes the
 queue twice, for what those panes put there themselves, and then looks whether anything is under way.
+With a watermark the time moves only then, and all that this ends and causes is settled as well.
 """
 
 import logging
@@ -174,9 +175,12 @@ class ControlLoop:
         self._queue.put((loop.on_request, (TrainRequest(actor, reason, resolve),)))
         return answer
 
-    def settle(self, model: str, observed_rows: int) -> "Settling":
-        """Becomes done once so many rows were observed and nothing is under way. NotFoundError."""
-        settling = Settling(self.model(model), observed_rows)
+    def settle(self, model: str, observed_rows: int, watermark_ms: int | None = None) -> "Settling":
+        """Becomes done once so many rows were observed and nothing is under way. NotFoundError.
+
+        `watermark_ms`: no further request will have an earlier event time.
+        """
+        settling = Settling(self.model(model), observed_rows, watermark_ms)
         observed = settling.loop.observed
 
         def reached() -> None:
@@ -250,6 +254,10 @@ class ControlLoop:
         settling.busy = settling.loop.on_settling(settling.loop.context.clock.reading())
         if settling.busy:
             self._settling.append(settling)
+        elif (watermark_ms := settling.take_watermark()) is not None:
+            settling.loop.on_watermark(watermark_ms)
+            settling.passes = 0
+            self._queue.put((self._pass, (settling,)))
         else:
             settling.resolve()
 
@@ -272,12 +280,13 @@ class ControlLoop:
 class Settling:
     """Waits for a model to settle; `future` is done when it has, and may be cancelled."""
 
-    def __init__(self, loop: ModelLoop, observed_rows: int) -> None:
+    def __init__(self, loop: ModelLoop, observed_rows: int, watermark_ms: int | None) -> None:
         self.loop = loop
         self.future: Future[None] = Future()
         self.passes = 0
         self.busy = ""
         self._wanted = observed_rows
+        self._watermark_ms = watermark_ms
 
     def __str__(self) -> str:
         """What it waits for."""
@@ -285,6 +294,11 @@ class Settling:
         if rows < self._wanted:
             return f"{rows:,} of {self._wanted:,} rows were observed"
         return self.busy or "the control loop has messages to deal with"
+
+    def take_watermark(self) -> int | None:
+        """The watermark, once."""
+        watermark_ms, self._watermark_ms = self._watermark_ms, None
+        return watermark_ms
 
     def resolve(self) -> None:
         if self.future.set_running_or_notify_cancel():

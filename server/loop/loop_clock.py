@@ -3,10 +3,10 @@
 From the first request with an `event_time` on, the clock is the latest event time seen, so that a
 replay of last year goes through cooldowns and budgets as last year did. It never goes back, and
 times more than a day ahead of the wall clock are not believed: one wrong timestamp must not stop
-the loop for years. Labels move the clock too once requests have set it going; alone they do not, as
-they often tell of long ago.
+the loop for years. Labels and watermarks move the clock too once requests have set it going; alone
+they do not, as labels often tell of long ago.
 
-`seen` is called by executors and handlers, `reading` by the control loop.
+`seen` is called by executors and handlers, `watermark` and `reading` by the control loop.
 """
 
 import threading

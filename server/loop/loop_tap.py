@@ -20,7 +20,7 @@ from trimtab.registry.manifest import Signature
 from ..drift.drift_monitor import DriftMonitor
 from ..drift.drift_report import FeatureDrift
 from ..drift.drift_state import DriftState
-from ..drift.feature_faults import Key
+from ..drift.feature_faults import Key, recent
 from ..inference.observation import ObservedBatch
 from ..logs.traffic_log import TrafficLog
 from ..logs.traffic_rows import TrafficLayout
@@ -30,18 +30,25 @@ from .loop_clock import LoopClock
 class ChampionWatch:
     """The version that answers and its monitor; a new one, with an empty window, per change.
 
-    `state`, `features` and `faults` are the control loop's, of the last pane that was judged.
+    `state`, `features` and `window_rows` are the control loop's, of the last window that was
+    judged. `pane_faults` are the faults of single panes, with the pane's number. The loop replaces
+    them, anybody reads.
     """
 
-    __slots__ = ("faults", "features", "monitor", "pane_faults", "state", "version")
+    __slots__ = ("features", "monitor", "pane_faults", "state", "version", "window_rows")
 
     def __init__(self, version: int) -> None:
         self.version = version
         self.monitor: DriftMonitor | None = None  # None: drift is not watched
         self.state = DriftState()
         self.features: tuple[FeatureDrift, ...] = ()
-        self.pane_faults: deque[Mapping[Key, str]] = deque()  # of the panes in the window
-        self.faults: Mapping[Key, str] = {}
+        self.window_rows = 0
+        self.pane_faults: tuple[tuple[int, Mapping[Key, str]], ...] = ()
+
+    def faults_in(self, window: WindowSnapshot, panes: int) -> dict[Key, str]:
+        """The faults of those panes that are in the window."""
+        oldest = window.newest_pane - panes + 1
+        return recent((faults for number, faults in self.pane_faults if number >= oldest), panes)
 
     def __repr__(self) -> str:
         return f"ChampionWatch({self.version}, {self.state.name}, {self.monitor!r})"
@@ -132,7 +139,10 @@ class LoopTap:
                 and champion.version == batch.version
                 and champion.monitor is not None
             ):
-                champion.monitor.observe(batch)
+                if monitor.pane_ms:
+                    now = observed.clock.reading()
+                    monitor.advance(now.ms, is_event_time=now.is_event_time)
+                monitor.observe(batch)
             failed = False
         finally:
             observed.add(batch.rows, failed=failed)

@@ -28,7 +28,7 @@ from ..drift.drift_report import (
     worst,
 )
 from ..drift.drift_state import COLLECTING
-from ..drift.feature_faults import MIN_PANE_ROWS, faults_of, recent
+from ..drift.feature_faults import MIN_PANE_ROWS, faults_of
 from ..logs.label_log import Label
 from .loop_clock import Reading
 from .loop_tap import ChampionWatch, LoopTap, evidence_of
@@ -109,7 +109,7 @@ class ModelLoop:
         self.context.post(self.on_labels, self.context.clock.reading())
 
     def report(self) -> DriftReport:
-        """The window as it is now; changes nothing."""
+        """The window as it is now, without the rows that time has taken out of it; decides nothing."""
         watch = self.observed.champion
         if watch is None:
             return DriftReport(self.name, 0, COLLECTING, "no version answers")
@@ -127,8 +127,9 @@ class ModelLoop:
                 reason,
                 observed_rows=monitor.observed_rows,
             )
+        self._advance(self.context.clock.reading())
         snapshot = monitor.snapshot()
-        features = evaluate(yardstick, snapshot, config, watch.faults)
+        features = evaluate(yardstick, snapshot, config, watch.faults_in(snapshot, config.panes))
         return DriftReport(
             model=self.name,
             version=watch.version,
@@ -144,7 +145,7 @@ class ModelLoop:
     # On the control loop's thread.
 
     def on_pane(self, watch: ChampionWatch, snapshot: WindowSnapshot, now: Reading) -> None:
-        """A pane was filled: judge the window, move the state, decide."""
+        """A pane with rows ended: judge the window, move the state, decide."""
         if watch is not self.observed.champion or watch.monitor is None:
             return  # the pane of a version that is champion no more
         self.context.now = now
@@ -154,7 +155,7 @@ class ModelLoop:
         self._look_for_faults(watch, yardstick.profile, snapshot, config)
         if snapshot.rows < config.min_rows:
             return
-        features = evaluate(yardstick, snapshot, config, watch.faults)
+        features = evaluate(yardstick, snapshot, config, watch.faults_in(snapshot, config.panes))
         broken = [feature.name for feature in features if feature.verdict == DATA_QUALITY]
         before = watch.state
         after = before.after_pane(worst(features), broken, config.hysteresis_panes)
@@ -191,10 +192,9 @@ class ModelLoop:
         """Enters the newest pane's faults; those of panes that have left the window go."""
         pane = snapshot.pane
         found = {} if pane is None else faults_of(reference, pane, config, MIN_PANE_ROWS)
-        watch.pane_faults.append(found)
-        if len(watch.pane_faults) > config.panes:
-            watch.pane_faults.popleft()
-        watch.faults = recent(watch.pane_faults, config.panes)
+        newest = snapshot.newest_pane
+        kept = [item for item in watch.pane_faults if item[0] > newest - config.panes]
+        watch.pane_faults = (*kept, (newest, found))
 
     def on_bootstrap(self, watch: ChampionWatch) -> None:
         """Enough rows were kept to make the reference of a version that has none."""
@@ -215,6 +215,7 @@ class ModelLoop:
         reading = self.context.clock.reading()
         if not reading.is_event_time:
             self.context.now = reading
+            self._advance(reading)
         try:
             self.context.labels.sync_if_due()
         except OSError as error:
@@ -223,6 +224,17 @@ class ModelLoop:
         self.context.tell_changes()
         self.desk.decide()
         self.desk.roll_if_due()
+
+    def on_watermark(self, event_time_ms: int) -> None:
+        """No request of an earlier time will come: the panes before it have ended."""
+        self.context.clock.watermark(event_time_ms)
+        self._advance(self.context.clock.reading())
+
+    def _advance(self, now: Reading) -> None:
+        """Time has gone on; on any thread. A pane that this ends comes to `on_pane` as all do."""
+        watch = self.observed.champion
+        if watch is not None and watch.monitor is not None:
+            watch.monitor.advance(now.ms, is_event_time=now.is_event_time)
 
     def on_settling(self, now: Reading) -> str:
         """Somebody waits for this model to settle: decide, then say what is under way."""
@@ -248,7 +260,8 @@ def _distribution(
     state: str, features: Sequence[FeatureDrift], snapshot: WindowSnapshot, config: DriftConfig
 ) -> str:
     if snapshot.rows < config.min_rows:
-        return f"{snapshot.rows:,} rows in the window, it is judged from {config.min_rows:,}"
+        stays = "" if state == COLLECTING else "; until then the state stays"
+        return f"{snapshot.rows:,} rows in the window, it is judged from {config.min_rows:,}{stays}"
     verdict = worst(features)
     if verdict != OK:
         return summary(features, verdict)

@@ -205,7 +205,10 @@ class AdminService:
         if not timeout_s > 0:
             raise InvalidRequestError(f"timeout_s {request.timeout_s} must be above 0")
         model = request.model_name
-        settling = await asyncio.to_thread(self._loop.settle, model, request.observed_rows)
+        watermark_ms = request.watermark_ms if request.HasField("watermark_ms") else None
+        settling = await asyncio.to_thread(
+            self._loop.settle, model, request.observed_rows, watermark_ms
+        )
         limit = asyncio.timeout(0.0 if self._stopping else timeout_s)
         try:
             async with limit:

@@ -45,7 +45,16 @@ def test_the_help_explains_every_option_and_why_to_shuffle() -> None:
     result = run("--help")
     assert result.exit_code == 0
     text = " ".join(result.output.replace("│", " ").split())
-    for option in ("--target", "--label-delay", "--order", "--set", "--json", "--plot", "--out"):
+    for option in (
+        "--target",
+        "--label-delay",
+        "--window",
+        "--order",
+        "--set",
+        "--json",
+        "--plot",
+        "--out",
+    ):
         assert option in text
     assert "--label-maturity" in text
     assert "one hour of weather is one sample" in text
@@ -148,6 +157,34 @@ def test_a_world_that_moves_is_noticed_and_the_service_follows(tmp_path: Path) -
     assert process.returncode == 0, stderr
     again = json.loads((tmp_path / "again.json").read_text())
     assert without_timings(again) == without_timings(report)
+
+
+@pytest.mark.e2e
+def test_a_window_by_time_sees_it_too_and_the_same_twice(tmp_path: Path) -> None:
+    """Each half day fills one pane of rows and begins another; the two runs hinder each other."""
+    path = write_data(tmp_path / "moving.parquet", 3_000)
+    options = [path, "--target", "y", "--time", "when", "--seed", 3, "--label-delay", "6h"]
+    options += ["--every", "15d", "--window", "5d", "--rows-per-request", 4]
+    for setting in ("drift.window_rows=300", "drift.min_rows=100", "trigger.cooldown_s=1e7"):
+        options += ["--set", setting]
+    options += ["--set", "recipe.estimator.max_iter=10"]
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    with started(*options, "--json", files[0]) as one, started(*options, "--json", files[1]) as two:
+        for process in (one, two):
+            _, stderr = process.communicate(timeout=150)
+            assert process.returncode == 0, stderr
+    first, second = (json.loads(file.read_text()) for file in files)
+    assert first["settings"]["policy"]["drift"]["window_s"] == 5 * 86_400
+    assert first["overall"]["promotions"] == 1
+    times = [
+        datetime.fromisoformat(event["time"])
+        for period in first["periods"]
+        for event in period["events"]
+        if event["kind"].startswith("drift")
+    ]
+    by_time = [when for when in times if (when.hour % 12, when.minute // 22) == (0, 0)]
+    assert 0 < len(by_time) < len(times), "panes were ended by time and by rows"
+    assert without_timings(first) == without_timings(second)
 
 
 @pytest.mark.e2e

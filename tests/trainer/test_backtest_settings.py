@@ -5,13 +5,18 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
+from tests.loop_fakes import SIGNATURE
+from trimtab.server.config import DriftConfig
+from trimtab.server.drift.drift_monitor import DriftMonitor
 from trimtab.trainer.backtest_data import DataRequest, Dataset, prepare
 from trimtab.trainer.backtest_settings import (
     BacktestSettings,
     model_name,
+    pane_ms,
     pane_rows,
     parse_duration_ms,
     parse_overrides,
@@ -97,6 +102,29 @@ def test_the_tables_are_toml_and_sizes_follow_the_data(rows: int, window: int) -
     assert tables["recipe"]["numeric"] == list(data.numeric)
     assert tables["recipe"]["metric"] == "mae"
     assert tables["recipe"]["seed"] == 7
+
+
+def test_a_window_by_time_takes_all_rows_of_its_span_and_is_judged_from_half_its_usual_ones() -> (
+    None
+):
+    data = dataset(30_000)  # a hundred a day
+    tables = tables_for(data, settings(window_ms=10 * 86_400_000))
+    drift = tables["drift"]
+    assert drift["window_s"] == 864_000
+    assert drift["min_rows"] == 500
+    assert pane_ms(tables) == 86_400_000
+    _, rows = np.unique(data.times_ms // pane_ms(tables), return_counts=True)
+    assert pane_rows(tables) == rows.max(), "time ends every pane, or does so as it fills"
+    assert tomllib.loads(to_toml(tables)) == tables
+    assert pane_ms(tables_for(data, settings())) == 0
+
+
+@pytest.mark.parametrize(("window_s", "panes"), [(0, 10), (10, 3), (0.0005, 10), (86_400.25, 7)])
+def test_panes_are_those_of_the_server(window_s: float, panes: int) -> None:
+    tables: Any = {"drift": {"window_rows": 1_000, "window_s": window_s, "panes": panes}}
+    config = DriftConfig(**tables["drift"])
+    monitor = DriftMonitor(SIGNATURE, None, config, lambda snapshot: None)
+    assert (pane_rows(tables), pane_ms(tables)) == (monitor.pane_rows, monitor.pane_ms)
 
 
 def test_overrides_win() -> None:

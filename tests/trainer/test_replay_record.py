@@ -92,9 +92,13 @@ def test_the_worst_drift_of_a_period_is_kept_also_that_of_an_event() -> None:
         "unseen_rate": 0.0,
     }
     record.note_event(event("drift", utc("2020-03-11 00:00:00"), version=1, features=[found]))
+    warning = {**found, "psi": 0.12, "verdict": "warning"}
+    when = utc("2020-04-11 00:00:00")
+    record.note_event(event("drift_warning", when, version=1, features=[warning]))
     periods = record.periods("mae", empty_scores(data), empty_scores(data))
     worst = [(p.drift["feature"], p.drift["psi"]) if p.drift else None for p in periods]
-    assert worst == [("x", 0.1), ("temp", 0.33), None, None]
+    assert worst == [("x", 0.1), ("temp", 0.33), ("temp", 0.12), None]
+    assert [p.drift["state"] for p in periods if p.drift] == ["ok", "drift", "warning"]
 
 
 def test_failed_requests_are_counted_in_the_period_of_their_first_row() -> None:

@@ -1,4 +1,6 @@
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -190,3 +192,158 @@ def test_a_bootstrap_leaves_out_what_is_no_table() -> None:
     monitor.bootstrap()
     assert monitor.yardstick is not None
     assert [tensor.tensor for tensor in monitor.yardstick.profile.tensors] == ["flag"]
+
+
+def by_time(seen: list[WindowSnapshot], **changes: Any) -> DriftMonitor:
+    """Three panes of at most 20 rows and 1 second."""
+    config = DriftConfig(window_rows=60, window_s=3, panes=3, min_rows=1)
+    config = dataclasses.replace(config, **changes)
+    return DriftMonitor(SIGNATURE, REFERENCE, config, seen.append)
+
+
+def test_a_pane_ends_as_the_clock_passes_into_another_slot() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = by_time(seen)
+    rows = batch(np.zeros((5, 2)))
+    for now_ms in (900, 999, 1000, 1999, 2000, 3000, 4000):
+        monitor.advance(now_ms)
+        monitor.observe(rows)
+    assert [snapshot.rows for snapshot in seen] == [10, 20, 25, 20]
+    assert [snapshot.newest_pane for snapshot in seen] == [1, 2, 3, 4]
+    for snapshot in seen:
+        tensor, pane = snapshot.tensors[0], snapshot.pane
+        assert tensor is not None and tensor.counts.sum() == 2 * snapshot.rows
+        assert pane is not None and pane[0] is not None
+    assert [s.pane[0].counts.sum() for s in seen if s.pane and s.pane[0]] == [20, 20, 10, 10]
+    assert monitor.snapshot().rows == 15
+
+
+def test_rows_end_a_pane_inside_its_slot_too() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = by_time(seen)
+    monitor.advance(500)
+    monitor.observe(batch(np.zeros((45, 2))))
+    assert [snapshot.rows for snapshot in seen] == [20, 40]
+    monitor.advance(1500)
+    assert [snapshot.rows for snapshot in seen] == [20, 40, 45]
+    assert monitor.snapshot().rows == 25, "the first pane has left for the fourth"
+
+
+def test_several_slots_at_once_empty_the_window_and_tell_nobody_of_empty_panes() -> None:
+    for passed, left in ((1, 10), (2, 5), (3, 0), (4, 0), (10**12, 0)):
+        seen: list[WindowSnapshot] = []
+        monitor = by_time(seen)
+        for now_ms in (0, 1000):
+            monitor.advance(now_ms)
+            monitor.observe(batch(np.ones((5, 2))))
+        monitor.advance(1000 + passed * 1000)
+        assert [snapshot.rows for snapshot in seen] == [5, 10]
+        window = monitor.snapshot()
+        assert (window.rows, window.newest_pane) == (left, 2 + passed)
+        tensor = window.tensors[0]
+        assert tensor is not None and tensor.counts.sum() == 2 * left
+        assert tensor.lowest is not None and np.isnan(tensor.lowest).all() == (not left)
+
+
+def test_a_window_without_a_span_is_not_moved_by_time() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = by_time(seen, window_s=0.0)
+    for now_ms in (0, 10**9, 10**12):
+        monitor.advance(now_ms)
+        monitor.observe(batch(np.zeros((5, 2))))
+    assert not seen and monitor.snapshot().rows == 15
+
+
+def test_a_reading_that_was_overtaken_and_a_change_to_event_time_end_nothing() -> None:
+    seen: list[WindowSnapshot] = []
+    monitor = by_time(seen)
+    monitor.advance(50_000)  # the wall's
+    monitor.observe(batch(np.zeros((5, 2))))
+    monitor.advance(40_000)
+    monitor.advance(50_999)
+    monitor.advance(7000, is_event_time=True)
+    monitor.advance(51_000)  # the wall's: it was read before
+    monitor.observe(batch(np.zeros((5, 2))))
+    assert not seen and monitor.snapshot().rows == 10
+    monitor.advance(8000, is_event_time=True)
+    assert [snapshot.rows for snapshot in seen] == [10]
+
+
+def test_a_bootstrap_remembers_the_slot_and_nothing_else() -> None:
+    seen: list[WindowSnapshot] = []
+    config = DriftConfig(window_rows=300, window_s=3, panes=3, min_rows=1, bootstrap_rows=100)
+    monitor = DriftMonitor(SIGNATURE, None, config, seen.append)
+    random = np.random.default_rng(0)
+    for now_ms in (0, 1000, 5000):
+        monitor.advance(now_ms)
+        monitor.observe(batch(*draw(random, 50)))
+    monitor.bootstrap()
+    assert not seen and monitor.snapshot().rows == 50, "those that came after the reference's"
+    monitor.advance(5999)
+    assert not seen
+    monitor.advance(6000)
+    assert [snapshot.rows for snapshot in seen] == [50]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 400), st.integers(0, 60)), min_size=1, max_size=25
+    ),  # milliseconds that go by, then rows
+    start=st.integers(-(10**6), 10**6),
+    seed=st.integers(0, 1000),
+    panes=st.integers(1, 5),
+    pane_rows=st.integers(2, 25),
+    pane_ms=st.integers(1, 300),
+)
+def test_the_window_is_the_rows_of_its_newest_panes_however_batches_and_the_clock_go(
+    steps: list[tuple[int, int]], start: int, seed: int, panes: int, pane_rows: int, pane_ms: int
+) -> None:
+    """Held to a model that gives every row, one by one, its time and the number of its pane."""
+    config = DriftConfig(
+        window_rows=max(10, pane_rows * panes),
+        window_s=pane_ms * panes / 1000,
+        panes=panes,
+        min_rows=1,
+    )
+    seen: list[WindowSnapshot] = []
+    monitor = DriftMonitor(SIGNATURE, REFERENCE, config, seen.append)
+    pane_rows = monitor.pane_rows
+    assert monitor.pane_ms == pane_ms
+    numeric, carriers = draw(np.random.default_rng(seed), sum(rows for _, rows in steps))
+    pane_of: list[int] = []
+    time_of: list[int] = []
+    now_ms, pane, filled = start, 1, 0
+    ended: list[int] = []  # panes that ended with rows
+    for index, (passed, rows) in enumerate(steps):
+        before = now_ms // pane_ms
+        now_ms += passed if index else 0
+        monitor.advance(now_ms)
+        if slots := now_ms // pane_ms - before:
+            ended += [pane] * (filled > 0)
+            pane, filled = pane + slots, 0
+        first = len(pane_of)
+        for _ in range(rows):
+            pane_of.append(pane)
+            time_of.append(now_ms)
+            filled += 1
+            if filled == pane_rows:
+                ended.append(pane)
+                pane, filled = pane + 1, 0
+        if rows:
+            monitor.observe(batch(numeric[first : first + rows], carriers[first : first + rows]))
+        window = monitor.snapshot()
+        inside = [row for row, number in enumerate(pane_of) if number > pane - panes]
+        assert (window.rows, window.newest_pane) == (len(inside), pane)
+        assert len(inside) <= config.window_rows
+        assert all(time_of[row] > now_ms - config.window_s * 1000 for row in inside)
+        compare(window.tensors, brute_force(numeric[inside], [carriers[row] for row in inside]))
+    assert [snapshot.newest_pane for snapshot in seen] == ended
+    for snapshot in seen:
+        newest = snapshot.newest_pane
+        inside = [row for row, number in enumerate(pane_of) if newest - panes < number <= newest]
+        assert snapshot.rows == len(inside)
+        compare(snapshot.tensors, brute_force(numeric[inside], [carriers[row] for row in inside]))
+        alone = [row for row, number in enumerate(pane_of) if number == newest]
+        assert snapshot.pane is not None
+        compare(snapshot.pane, brute_force(numeric[alone], [carriers[row] for row in alone]))

@@ -778,3 +778,135 @@ def start_training(world: World, event_time_ms: int | None = None) -> Any:
     world.drain()
     assert world.trainer.trainings, world.bus.events
     return world.trainer.trainings[-1]
+
+
+BY_TIME = dataclasses.replace(  # panes of a second, which rows never end
+    POLICY, drift=dataclasses.replace(POLICY.drift, window_rows=100_000, window_s=5.0)
+)
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path, BY_TIME)
+    yield world
+    world.loop.stop()
+
+
+def pass_s(world: World, seconds: float) -> None:
+    world.wall.advance(seconds)
+    world.tick()
+
+
+def test_a_pane_ends_by_the_wall_clock_though_no_row_comes(timed: World) -> None:
+    for _ in range(2):
+        timed.serve(500, shift=2.0)
+        assert "drift" not in timed.kinds
+        pass_s(timed, 1)
+    assert timed.kinds[-2:] == ["drift", "waiting"]
+    assert timed.last("drift").evidence["window_rows"] == 1000
+    assert timed.last("drift").event_time_ms == timed.wall.ms
+
+
+def test_panes_without_rows_speak_neither_for_a_change_of_state_nor_against_it(
+    timed: World,
+) -> None:
+    timed.serve(500, shift=2.0)
+    pass_s(timed, 1)
+    state = timed.model.observed.champion.state
+    assert (state.name, state.streak) == ("ok", 1)
+    for seconds in (1, 1, 60):
+        pass_s(timed, seconds)
+    assert timed.model.observed.champion.state == state
+    timed.serve(500, shift=2.0)
+    pass_s(timed, 1)
+    assert timed.model.observed.champion.state.name == "drift", "the second pane with rows"
+
+
+def test_after_a_silence_the_state_stays_and_the_report_says_how_little_it_sees(
+    timed: World,
+) -> None:
+    for _ in range(2):
+        timed.serve(500, shift=2.0)
+        pass_s(timed, 1)
+    assert timed.model.report().window_rows == 1000
+    timed.wall.advance(3600)
+    report = timed.model.report()
+    assert (report.state, report.window_rows, report.observed_rows) == ("drift", 0, 1000)
+    assert (
+        report.reason == "0 rows in the window, it is judged from 400; until then the state stays"
+    )
+    assert {feature.verdict for feature in report.features} == {"ok"}
+    timed.serve(300)
+    pass_s(timed, 1)
+    assert timed.model.report().state == "drift", "300 rows are too few to judge"
+    for _ in range(2):
+        timed.serve(300)
+        pass_s(timed, 1)
+    assert timed.kinds[-1] == "drift_cleared"
+
+
+def test_a_fault_leaves_with_its_pane_when_time_takes_it(timed: World) -> None:
+    numeric, carriers = draw(timed.random, 500)
+    numeric[:, 0] = np.nan
+    timed.taps[1](batch(numeric, carriers))
+    pass_s(timed, 1)
+    broken = [f.name for f in timed.model.report().features if f.verdict == "data_quality"]
+    assert "temp" in broken
+    timed.wall.advance(4)
+    report = timed.model.report()
+    assert report.window_rows == 0
+    assert not [feature for feature in report.features if feature.verdict == "data_quality"]
+    timed.serve(500)
+    pass_s(timed, 1)
+    assert timed.model.observed.champion.features[0].verdict == "ok"
+
+
+def test_a_watermark_ends_the_pane_and_all_that_it_causes_before_settling_answers(
+    timed: World,
+) -> None:
+    start = 1_400_000_000_000
+    timed.label(100)
+    timed.serve(500, shift=2.0, event_time_ms=start + 200)
+    timed.serve(500, shift=2.0, event_time_ms=start + 1900)
+    timed.settle()
+    assert timed.model.observed.champion.state.streak == 1, "the second pane is still open"
+    rows = timed.model.observed.rows
+    settling = timed.loop.settle("m", rows, start + 1999)
+    settling.future.result(20)
+    assert timed.model.observed.champion.state.streak == 1, "the watermark lies in its slot"
+    settling = timed.loop.settle("m", rows, start + 7000)
+    timed.drain()
+    assert timed.kinds[-2:] == ["drift", "training_started"]
+    assert timed.last("drift").event_time_ms == start + 7000
+    assert not settling.future.done(), "the training is part of what the pane caused"
+    publish_version(timed.registry)
+    timed.trainer.trainings[0].finish(TrainingResult("published", "better", version=2))
+    settling.future.result(20)
+    assert timed.directory.state().champion == 2
+    assert timed.model.report().window_rows == 0, "the new champion begins with an empty pane"
+    timed.serve(500, event_time_ms=start + 7999)
+    timed.settle()
+    assert timed.model.observed.champion.state.name == "collecting"
+    timed.loop.settle("m", timed.model.observed.rows, start + 8000).future.result(20)
+    assert timed.model.observed.champion.state.name == "ok"
+
+
+def test_a_watermark_waits_for_what_is_under_way(timed: World) -> None:
+    start = 1_400_000_000_000
+    timed.label(100)
+    timed.loop.train("m", "ann", "").result(10)
+    timed.serve(500, event_time_ms=start)
+    settling = timed.loop.settle("m", timed.model.observed.rows, start + 1000)
+    timed.drain()
+    assert timed.model.context.clock.reading().ms == start
+    timed.trainer.trainings[0].finish(TrainingResult("refused", "worse"))
+    settling.future.result(20)
+    assert timed.model.context.clock.reading().ms == start + 1000
+    assert timed.model.observed.champion.state.name == "ok", "the pane was judged"
+
+
+def test_a_watermark_does_not_move_a_clock_that_is_the_walls(timed: World) -> None:
+    timed.serve(500)
+    timed.loop.settle("m", 500, timed.wall.ms + 60_000).future.result(20)
+    assert timed.model.context.clock.reading().ms == timed.wall.ms
+    assert timed.model.report().window_rows == 500

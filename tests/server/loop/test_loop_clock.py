@@ -22,6 +22,16 @@ def test_event_time_never_goes_back() -> None:
     assert clock.reading().ms == 300
 
 
+def test_a_watermark_moves_event_time_and_no_other() -> None:
+    clock = LoopClock(FakeWall(1_000_000))
+    clock.watermark(5)
+    assert not clock.reading().is_event_time, "no request carries its time"
+    clock.seen(500)
+    for event_time, expected in ((700, 700), (600, 700)):
+        clock.watermark(event_time)
+        assert clock.reading() == Reading(expected, is_event_time=True)
+
+
 def test_a_time_far_ahead_of_the_wall_is_not_believed() -> None:
     wall = FakeWall()
     clock = LoopClock(wall)

@@ -259,6 +259,17 @@ def test_drift_is_reported_feature_by_feature(admin: Admin) -> None:
     assert "temp" in report.reason or "variable" in report.reason
 
 
+def test_a_watermark_is_taken_as_it_is_given_the_first_of_1970_included(admin: Admin) -> None:
+    clock = admin.loop.model("m").context.clock
+    clock.seen(-10)
+    for watermark_ms in (None, 0, 7):
+        admin.ask(
+            pb.AwaitSettledRequest(model_name="m", watermark_ms=watermark_ms),
+            pb.AwaitSettledResponse,
+        )
+        assert clock.reading().ms == (-10 if watermark_ms is None else watermark_ms)
+
+
 def test_a_training_is_started_and_waited_for(admin: Admin) -> None:
     request = pb.TrainRequest(model_name="m", actor="ann", reason="because")
     assert admin.ask(request, pb.TrainResponse).training_id == "m-1"
