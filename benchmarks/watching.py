@@ -95,12 +95,12 @@ def measure(rows: int, calls: int, times: int) -> dict[str, float]:
         assert log.stats.rows_written + log.stats.rows_dropped == rows * times
         log.close()
     closed: list[WindowSnapshot] = []
-    monitor = DriftMonitor(SIGNATURE, reference, DriftConfig(), closed.append)
+    monitor = DriftMonitor(SIGNATURE, reference, DriftConfig(judge_every_s=0), closed.append)
     figures["count_us"] = each(monitor.observe, batches, times)
     assert len(closed) == rows * times // monitor.pane_rows
     yardstick = Yardstick(reference)
     nearly, last = make_batch(random, monitor.pane_rows - 1, 1), make_batch(random, 1, 1)
-    monitor = DriftMonitor(SIGNATURE, reference, DriftConfig(), closed.append)
+    monitor = DriftMonitor(SIGNATURE, reference, DriftConfig(judge_every_s=0), closed.append)
     took = []
     for _ in range(30):
         monitor.observe(nearly)

@@ -83,6 +83,9 @@ class DriftConfig:
     panes: int = _setting(
         10, "panes of the window; it is judged as each one ends", low=1, high=1000
     )
+    judge_every_s: float = _setting(
+        0.5, "seconds between two judgements at least, however fast panes end", low=0, high=3600
+    )
     min_rows: int = _setting(2_000, "rows in the window before it is judged at all", low=1)
     psi: float = _setting(0.2, "PSI of one feature from which it has drifted", low=0)
     ks: float = _setting(

@@ -3,10 +3,11 @@
 A pane ends once it has `window_rows / panes` rows: a batch is split there. Where the window has a
 span (`window_s`) it also ends as the loop's clock passes into another slot of `window_s / panes`
 seconds. The slots are laid over all time, not from the first row on, so that whoever knows the
-times knows the panes. As a pane closes the window (that pane and the ones before it) is copied and
+times knows the panes. As a pane ends the window (that pane and the ones before it) is copied and
 handed to `on_pane`, on the thread that observed or moved the time; judging it is the control loop's
-work, so the executor only ever counts. A pane that ends without a row is no evidence: it takes its
-place in the window, so that older ones leave, and nobody is told.
+work, so the executor only ever counts. Where panes fill faster than `judge_every_s` the windows in
+between are passed over, until one is due or `hand_out` asks for it. A pane that ends without a row
+is no evidence: it takes its place in the window, so that older ones leave, and nobody is told.
 
 A version without a reference has the first `bootstrap_rows` live rows for one. They are kept as
 they came, in bounded memory; when there are enough, `on_bootstrap` is told, and the control loop
@@ -19,7 +20,9 @@ nothing slow happens under it.
 """
 
 import dataclasses
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -66,7 +69,8 @@ class _Watch(Protocol):
     def pieces(self, tensor: Tensor, cuts: Sequence[int]) -> Sequence[Any]: ...
     def update(self, piece: Any, rows: int) -> None: ...
     def window(self) -> TensorCounts: ...
-    def close_pane(self) -> TensorCounts: ...
+    def recent(self) -> TensorCounts: ...
+    def close_pane(self) -> None: ...
 
 
 class DriftMonitor:
@@ -79,6 +83,8 @@ class DriftMonitor:
         config: DriftConfig,
         on_pane: OnPane,
         on_bootstrap: Callable[[], None] = lambda: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pane_rows = max(1, config.window_rows // config.panes)
         self.pane_ms = pane_ms(config)
@@ -95,6 +101,9 @@ class DriftMonitor:
         self._open_rows = 0
         self._closed_rows: deque[int] = deque(maxlen=config.panes - 1)  # of each closed pane
         self._ended = 0  # panes so far, empty ones too
+        self._clock = clock
+        self._handed = -math.inf  # by that clock, when a window was last handed out
+        self._owed = 0  # panes with rows that ended since
         self._slot: int | None = None  # that the open pane belongs to
         self._is_event_time = False  # whether event time told it
         self._observed = 0
@@ -140,7 +149,7 @@ class DriftMonitor:
         return self._kept_rows
 
     def observe(self, batch: ObservedBatch) -> None:
-        """Counts a batch; `on_pane` is called for every pane that it fills."""
+        """Counts a batch; `on_pane` is called as a pane fills, `judge_every_s` permitting."""
         announce = False
         with self._lock:
             self._observed += batch.rows
@@ -161,6 +170,12 @@ class DriftMonitor:
         if self.pane_ms:
             with self._lock:
                 self._enter(now_ms // self.pane_ms, is_event_time)
+
+    def hand_out(self) -> None:
+        """Calls `on_pane` with the window as it is now, if panes ended since it was last called."""
+        with self._lock:
+            if self._owed:
+                self._hand_out()
 
     def snapshot(self) -> WindowSnapshot:
         """The window as it is now, the pane that is filling included."""
@@ -195,8 +210,11 @@ class DriftMonitor:
             return  # a reading that another thread's has overtaken
         self._slot = slot
         passed = slot - before
+        if self._open_rows or self._owed:
+            self._owed += bool(self._open_rows)
+            self._hand_out()  # now: the panes that follow push rows out of the window
         if self._open_rows:
-            self._close_pane()
+            self._end_pane()
             passed -= 1
         if any(self._closed_rows):
             for _ in range(min(passed, self.config.panes)):
@@ -246,7 +264,7 @@ class DriftMonitor:
                 watch.update(pieces[index], rows)
             self._open_rows += rows
             if self._open_rows == self.pane_rows:
-                self._close_pane()
+                self._close_full_pane()
 
     def _cuts(self, rows: int) -> list[int]:
         """Row counts of the pieces that a batch falls into at the panes' ends."""
@@ -258,13 +276,25 @@ class DriftMonitor:
         whole, rest = divmod(rows, self.pane_rows)
         return [*cuts, *[self.pane_rows] * whole, *([rest] if rest else [])]
 
-    def _close_pane(self) -> None:
-        snapshot = self._snapshot()
-        pane = tuple(None if watch is None else watch.close_pane() for watch in self._watches)
+    def _close_full_pane(self) -> None:
+        self._owed += 1
+        if self._clock() - self._handed >= self.config.judge_every_s:
+            self._hand_out()
+        self._end_pane()
+
+    def _end_pane(self) -> None:
+        for watch in self._watches:
+            if watch is not None:
+                watch.close_pane()
         self._closed_rows.append(self._open_rows)
         self._open_rows = 0
         self._ended += 1
-        self._on_pane(dataclasses.replace(snapshot, pane=pane))
+
+    def _hand_out(self) -> None:
+        self._owed = 0
+        self._handed = self._clock()
+        recent = tuple(None if watch is None else watch.recent() for watch in self._watches)
+        self._on_pane(dataclasses.replace(self._snapshot(), recent=recent))
 
     def _snapshot(self) -> WindowSnapshot:
         return WindowSnapshot(
@@ -287,6 +317,7 @@ class _NumericWatch:
         self._total = self._histogram.total()
         self._varied = np.array([f.minimum < f.maximum for f in features], np.bool_)
         self._extremes: deque[tuple[NDArray[np.float64], NDArray[np.float64]]] = deque(maxlen=panes)
+        self._recent_panes = 1
         self._begin()
 
     def accepts(self, tensor: Tensor) -> bool:
@@ -311,12 +342,18 @@ class _NumericWatch:
         highest = np.fmax.reduce([high for _, high in self._extremes])
         return TensorCounts(self._histogram.window(), lowest, highest)
 
-    def close_pane(self) -> TensorCounts:
+    def recent(self) -> TensorCounts:
+        """Of the rows since it was last asked."""
         before, self._total = self._total, self._histogram.total()
-        low, high = self._extremes[-1]
-        self._histogram.advance()
-        self._begin()
+        panes = list(self._extremes)[-self._recent_panes :]
+        self._recent_panes = 1
+        low, high = np.fmin.reduce([low for low, _ in panes]), np.fmax.reduce([x for _, x in panes])
         return TensorCounts(self._total - before, low, high)
+
+    def close_pane(self) -> None:
+        self._histogram.advance()
+        self._recent_panes += 1
+        self._begin()
 
     def _begin(self) -> None:
         nothing = np.full(self.width, np.nan)
@@ -356,10 +393,12 @@ class _CategoryWatch:
     def window(self) -> TensorCounts:
         return TensorCounts(self._histogram.window())
 
-    def close_pane(self) -> TensorCounts:
+    def recent(self) -> TensorCounts:
         before, self._total = self._total, self._histogram.total()
-        self._histogram.advance()
         return TensorCounts(self._total - before)
+
+    def close_pane(self) -> None:
+        self._histogram.advance()
 
 
 def pane_ms(config: DriftConfig) -> int:

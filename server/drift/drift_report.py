@@ -37,7 +37,7 @@ class WindowSnapshot:
     observed_rows: int  # since the monitor began
     newest_pane: int  # its number, from 1 on; panes that ended without a row have one too
     tensors: tuple[TensorCounts | None, ...]
-    pane: tuple[TensorCounts | None, ...] | None = None  # the newest pane alone, as it closes
+    recent: tuple[TensorCounts | None, ...] | None = None  # the rows since it was last handed out
 
 
 @dataclass(frozen=True)

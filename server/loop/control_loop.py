@@ -249,6 +249,7 @@ class ControlLoop:
     def _pass(self, settling: "Settling") -> None:
         settling.passes += 1
         if settling.passes < 2:
+            settling.loop.on_settled_rows()
             self._queue.put((self._pass, (settling,)))
             return
         settling.busy = settling.loop.on_settling(settling.loop.context.clock.reading())

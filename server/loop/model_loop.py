@@ -190,8 +190,8 @@ class ModelLoop:
         config: DriftConfig,
     ) -> None:
         """Enters the newest pane's faults; those of panes that have left the window go."""
-        pane = snapshot.pane
-        found = {} if pane is None else faults_of(reference, pane, config, MIN_PANE_ROWS)
+        rows = snapshot.recent
+        found = {} if rows is None else faults_of(reference, rows, config, MIN_PANE_ROWS)
         newest = snapshot.newest_pane
         kept = [item for item in watch.pane_faults if item[0] > newest - config.panes]
         watch.pane_faults = (*kept, (newest, found))
@@ -216,6 +216,7 @@ class ModelLoop:
         if not reading.is_event_time:
             self.context.now = reading
             self._advance(reading)
+        self._hand_out()
         try:
             self.context.labels.sync_if_due()
         except OSError as error:
@@ -235,6 +236,15 @@ class ModelLoop:
         watch = self.observed.champion
         if watch is not None and watch.monitor is not None:
             watch.monitor.advance(now.ms, is_event_time=now.is_event_time)
+
+    def on_settled_rows(self) -> None:
+        """Somebody waits for this model to settle: every pane that has ended is judged now."""
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        watch = self.observed.champion
+        if watch is not None and watch.monitor is not None:
+            watch.monitor.hand_out()
 
     def on_settling(self, now: Reading) -> str:
         """Somebody waits for this model to settle: decide, then say what is under way."""

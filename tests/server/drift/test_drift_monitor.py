@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes import FakeClock
 from tests.loop_fakes import SIGNATURE, batch, draw, reference
 from trimtab._native.reference import NumericFeature
 from trimtab.registry.manifest import Signature, TensorSpec
@@ -20,7 +21,7 @@ REFERENCE = reference()
 
 
 def monitor_of(panes: list[WindowSnapshot]) -> DriftMonitor:
-    config = DriftConfig(window_rows=60, panes=3, min_rows=1)
+    config = DriftConfig(judge_every_s=0, window_rows=60, panes=3, min_rows=1)
     return DriftMonitor(SIGNATURE, REFERENCE, config, panes.append)
 
 
@@ -41,7 +42,7 @@ def test_panes_hold_exactly_their_rows_however_batches_fall(
     carriers = [carrier if random.random() < 0.8 else "" for carrier in carriers]
     seen: list[WindowSnapshot] = []
     window_rows = pane_rows * panes
-    config = DriftConfig(window_rows=max(window_rows, 10), panes=panes, min_rows=1)
+    config = DriftConfig(judge_every_s=0, window_rows=max(window_rows, 10), panes=panes, min_rows=1)
     monitor = DriftMonitor(SIGNATURE, REFERENCE, config, seen.append)
     pane_rows = monitor.pane_rows
     start = 0
@@ -53,8 +54,8 @@ def test_panes_hold_exactly_their_rows_however_batches_fall(
     assert monitor.observed_rows == total
     for index, snapshot in enumerate(seen):
         rows = slice(index * pane_rows, (index + 1) * pane_rows)
-        assert snapshot.pane is not None
-        compare(snapshot.pane, brute_force(numeric[rows], carriers[rows]))
+        assert snapshot.recent is not None
+        compare(snapshot.recent, brute_force(numeric[rows], carriers[rows]))
     for index, snapshot in enumerate([*seen, monitor.snapshot()]):
         last = index == len(seen)
         end = total if last else (index + 1) * pane_rows
@@ -142,7 +143,7 @@ def test_a_tensor_that_is_absent_or_of_another_width_is_passed_over() -> None:
 def test_the_first_live_rows_become_the_reference_of_a_version_without_one() -> None:
     seen: list[WindowSnapshot] = []
     asked: list[bool] = []
-    config = DriftConfig(window_rows=100, panes=2, min_rows=10, bootstrap_rows=300)
+    config = DriftConfig(judge_every_s=0, window_rows=100, panes=2, min_rows=10, bootstrap_rows=300)
     monitor = DriftMonitor(SIGNATURE, None, config, seen.append, lambda: asked.append(True))
     random = np.random.default_rng(0)
     for _ in range(10):
@@ -175,7 +176,7 @@ def test_a_bootstrap_leaves_out_what_is_no_table() -> None:
         ),
         outputs=(),
     )
-    config = DriftConfig(window_rows=100, panes=2, bootstrap_rows=100)
+    config = DriftConfig(judge_every_s=0, window_rows=100, panes=2, bootstrap_rows=100)
     asked: list[bool] = []
     monitor = DriftMonitor(
         signature, None, config, lambda snapshot: None, lambda: asked.append(True)
@@ -196,7 +197,7 @@ def test_a_bootstrap_leaves_out_what_is_no_table() -> None:
 
 def by_time(seen: list[WindowSnapshot], **changes: Any) -> DriftMonitor:
     """Three panes of at most 20 rows and 1 second."""
-    config = DriftConfig(window_rows=60, window_s=3, panes=3, min_rows=1)
+    config = DriftConfig(judge_every_s=0, window_rows=60, window_s=3, panes=3, min_rows=1)
     config = dataclasses.replace(config, **changes)
     return DriftMonitor(SIGNATURE, REFERENCE, config, seen.append)
 
@@ -211,10 +212,10 @@ def test_a_pane_ends_as_the_clock_passes_into_another_slot() -> None:
     assert [snapshot.rows for snapshot in seen] == [10, 20, 25, 20]
     assert [snapshot.newest_pane for snapshot in seen] == [1, 2, 3, 4]
     for snapshot in seen:
-        tensor, pane = snapshot.tensors[0], snapshot.pane
+        tensor, pane = snapshot.tensors[0], snapshot.recent
         assert tensor is not None and tensor.counts.sum() == 2 * snapshot.rows
         assert pane is not None and pane[0] is not None
-    assert [s.pane[0].counts.sum() for s in seen if s.pane and s.pane[0]] == [20, 20, 10, 10]
+    assert [s.recent[0].counts.sum() for s in seen if s.recent and s.recent[0]] == [20, 20, 10, 10]
     assert monitor.snapshot().rows == 15
 
 
@@ -271,7 +272,9 @@ def test_a_reading_that_was_overtaken_and_a_change_to_event_time_end_nothing() -
 
 def test_a_bootstrap_remembers_the_slot_and_nothing_else() -> None:
     seen: list[WindowSnapshot] = []
-    config = DriftConfig(window_rows=300, window_s=3, panes=3, min_rows=1, bootstrap_rows=100)
+    config = DriftConfig(
+        judge_every_s=0, window_rows=300, window_s=3, panes=3, min_rows=1, bootstrap_rows=100
+    )
     monitor = DriftMonitor(SIGNATURE, None, config, seen.append)
     random = np.random.default_rng(0)
     for now_ms in (0, 1000, 5000):
@@ -301,6 +304,7 @@ def test_the_window_is_the_rows_of_its_newest_panes_however_batches_and_the_cloc
 ) -> None:
     """Held to a model that gives every row, one by one, its time and the number of its pane."""
     config = DriftConfig(
+        judge_every_s=0,
         window_rows=max(10, pane_rows * panes),
         window_s=pane_ms * panes / 1000,
         panes=panes,
@@ -345,5 +349,30 @@ def test_the_window_is_the_rows_of_its_newest_panes_however_batches_and_the_cloc
         assert snapshot.rows == len(inside)
         compare(snapshot.tensors, brute_force(numeric[inside], [carriers[row] for row in inside]))
         alone = [row for row, number in enumerate(pane_of) if number == newest]
-        assert snapshot.pane is not None
-        compare(snapshot.pane, brute_force(numeric[alone], [carriers[row] for row in alone]))
+        assert snapshot.recent is not None
+        compare(snapshot.recent, brute_force(numeric[alone], [carriers[row] for row in alone]))
+
+
+def test_where_panes_fill_fast_windows_in_between_are_passed_over() -> None:
+    clock = FakeClock()
+    config = DriftConfig(judge_every_s=1.0, window_rows=30, panes=3, min_rows=1)
+    seen: list[WindowSnapshot] = []
+    random = np.random.default_rng(4)
+    monitor = DriftMonitor(SIGNATURE, REFERENCE, config, seen.append, clock=clock)
+
+    def observe(rows: int) -> None:
+        monitor.observe(batch(*draw(random, rows)))
+
+    observe(45)
+    assert [(each.rows, each.newest_pane) for each in seen] == [(10, 1)]
+    monitor.hand_out()
+    assert [(each.rows, each.newest_pane) for each in seen[1:]] == [(25, 5)], "as it is now"
+    assert seen[1].recent is not None and seen[1].recent[0] is not None
+    assert seen[1].recent[0].counts[0].sum() == 35, "all rows since it was last handed out"
+    monitor.hand_out()
+    assert len(seen) == 2, "nothing ended since"
+    observe(5)
+    assert len(seen) == 2
+    clock.advance(1.0)
+    observe(10)
+    assert [(each.rows, each.newest_pane) for each in seen[2:]] == [(30, 6)]

@@ -48,7 +48,7 @@ from trimtab.server.loop.loop_tap import LoopTap
 from trimtab.server.loop.training_run import TrainingProgress, TrainingResult, TrainingRun
 
 POLICY = ModelPolicy(
-    drift=DriftConfig(window_rows=1000, panes=5, min_rows=400, hysteresis_panes=2),
+    drift=DriftConfig(window_rows=1000, panes=5, min_rows=400, hysteresis_panes=2, judge_every_s=0),
     trigger=TriggerConfig(min_labels=50, cooldown_s=3600, max_failures=2),
 )
 RECIPE = '[recipe]\ntask = "regression"\n'
