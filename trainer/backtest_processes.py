@@ -125,7 +125,9 @@ class ServerProcess:
     async def start(self, timeout_s: float = 60.0) -> None:
         """Returns when it listens; ChildError."""
         arguments = ["serve", str(self._models_dir), "--host", "127.0.0.1", "--port", "0"]
-        arguments += ["--admin-host", "127.0.0.1", "--admin-port", "0", "--json", "--until-eof"]
+        arguments += ["--admin-host", "127.0.0.1", "--admin-port", "0", "--no-metrics"]
+        # Every row is trained on, however fast a replay is.
+        arguments += ["--set", "traffic.max_rows_per_s=0", "--json", "--until-eof"]
         with self._log.open("wb") as log:
             self._process = await _spawn([*self._command, *arguments], stderr=log.fileno())
         assert self._process.stdout is not None

@@ -52,6 +52,7 @@ from .row_columns import names_of, width_of
 from .yardstick import Yardstick
 
 MAX_FEATURES = 4096  # of one tensor that has no reference: a wider one is no table
+_FIRST_ROWS = 8  # that tell of nearly every column that it varies
 _MAX_BOOTSTRAP_BYTES = 64 * 1024 * 1024
 
 Role = Literal["input", "output"]
@@ -335,7 +336,9 @@ class _NumericWatch:
     def update(self, piece: NDArray[Any], rows: int) -> None:
         self._histogram.update(piece)
         if len(self._follow):
-            self._extend(piece)
+            self._extend(piece[:_FIRST_ROWS])  # enough for nearly every column
+            if len(self._follow):
+                self._extend(piece[_FIRST_ROWS:])
 
     def window(self) -> TensorCounts:
         lowest = np.fmin.reduce([low for low, _ in self._extremes])
@@ -363,6 +366,8 @@ class _NumericWatch:
     def _extend(self, piece: NDArray[Any]) -> None:
         low, high = self._extremes[-1]
         follow = self._follow
+        if not len(piece):
+            return
         columns = piece[:, follow]  # copy: the columns that did not vary so far
         low[follow] = np.fmin(low[follow], np.fmin.reduce(columns))
         high[follow] = np.fmax(high[follow], np.fmax.reduce(columns))

@@ -1,12 +1,15 @@
 """The log of predictions: what came in, what went out and when, for the trainer to learn from.
 
 `append` takes a batch on the executor's thread in a microsecond and never waits: it puts the batch
-into a queue that is bounded in rows and bytes and counts what does not fit, exactly. A thread of
-the log gathers batches into frames of `flush_rows` rows or `flush_ms` age, since a frame has a
-price of its own, writes them to `traffic/active.frames` (frame_log.py) and syncs that every
-`fsync_ms`. So a killed process loses what was not yet flushed, a machine that loses its power what
-was not yet synced, and nothing else. The file is finished, and another begun, after `segment_rows`
-rows (fewer of very wide ones), and when a training is about to read it.
+into a queue that is bounded in rows and bytes and counts what does not fit, exactly. So does it
+with what exceeds `max_rows_per_s`: a saturated server would fill a disk in hours with rows that no
+training has the time to read.
+
+A thread of the log gathers batches into frames of `flush_rows` rows or `flush_ms` age, since a
+frame has a price of its own, writes them to `traffic/active.frames` (frame_log.py) and syncs that
+every `fsync_ms`. So a killed process loses what was not yet flushed, a machine that loses its power
+what was not yet synced, and nothing else. The file is finished, and another begun, after
+`segment_rows` rows (fewer of very wide ones), and when a training is about to read it.
 
 Frames of one file need not have the same columns, since a model may take rows of any width. But no
 file has two types under one name, which its readers could not join.
@@ -44,7 +47,9 @@ class TrafficStats:
     """Counts since the log was opened."""
 
     rows_logged: int = 0  # ever taken into the queue
-    rows_dropped: int = 0  # not taken because the queue was full, or taken and never writable
+    rows_dropped: int = (
+        0  # not taken because of the rate or a full queue, or taken and never writable
+    )
     rows_written: int = 0
     rows_queued: int = 0
     bytes_written: int = 0
@@ -77,11 +82,14 @@ class TrafficLog:
         folder: Path,
         config: TrafficConfig,
         on_problem: Callable[[str], None] = lambda reason: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_problem` is told, on the log's thread, when writing begins to fail ("" as it ends)."""
         self._config = config
         self._frames = FrameLog(folder)
         self._on_problem = on_problem
+        self._clock = clock
         self._thread = threading.Thread(target=self._run, name=f"traffic-{folder.parent.name}")
         self._thread.daemon = True  # a stuck disk must not keep the process
         # `_changed` guards every field below down to the blank line.
@@ -99,6 +107,8 @@ class TrafficLog:
         self._frame_count = 0
         self._write_errors = 0
         self._failing = ""
+        self._allowance = float(config.max_rows_per_s)  # rows that the rate still allows
+        self._refilled = clock()
 
         # Of the active file, by column; None: of an earlier process. The log's thread's.
         self._kinds: dict[str, str] | None = None
@@ -128,12 +138,13 @@ class TrafficLog:
         return recovery
 
     def append(self, batch: ObservedBatch, layout: TrafficLayout) -> None:
-        """Takes a batch, or drops and counts it where the queue is full; never waits."""
+        """Takes a batch, or drops and counts it beyond the rate or the queue's end; never waits."""
         size = sum(_size(tensor.data) for tensor in batch.inputs.values())
         size += sum(_size(tensor.data) for tensor in batch.outputs.values())
         with self._changed:
             if (
                 self._closing
+                or not self._within_rate(batch.rows)
                 or self._queued_rows + batch.rows > self._config.queue_rows
                 or self._queued_bytes + size > _MAX_QUEUED_BYTES
             ):
@@ -149,6 +160,19 @@ class TrafficLog:
             # The writer is woken twice a frame, not once a batch: to start its timer, and when full.
             if not was or was < self._config.flush_rows <= self._queued_rows:
                 self._changed.notify()
+
+    def _within_rate(self, rows: int) -> bool:
+        """A bucket that holds a second's rows; a batch is taken whole once it is not empty."""
+        rate = self._config.max_rows_per_s
+        if not rate:
+            return True
+        now = self._clock()
+        self._allowance = min(rate, self._allowance + (now - self._refilled) * rate)
+        self._refilled = now
+        if self._allowance <= 0:
+            return False
+        self._allowance -= rows
+        return True
 
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Waits until all that was appended is in the file; False if it could not be written."""

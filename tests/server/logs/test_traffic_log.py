@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from tests.fakes import FakeClock
 from tests.loop_fakes import SIGNATURE, batch, strings, wait_until
 from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.server.config import TrafficConfig
@@ -337,3 +338,23 @@ def test_a_tensor_without_columns_is_passed_over(
     (frame,) = frames_of(tmp_path / "active.frames")
     assert frame.columns == ["id", "row", "event_time", "received", "version"]
     assert log.stats.rows_written == 1 and not caplog.records
+
+
+def test_rows_beyond_the_rate_are_dropped_and_counted(tmp_path: Path) -> None:
+    clock = FakeClock()
+    log = TrafficLog(tmp_path, TrafficConfig(max_rows_per_s=100), clock=clock)
+    log.start()
+    rows = batch(np.zeros((60, 2), np.float32))
+    for _ in range(3):
+        log.append(rows, LAYOUT)
+    assert (log.stats.rows_logged, log.stats.rows_dropped) == (120, 60), "until the bucket is empty"
+    clock.advance(0.1)
+    log.append(rows, LAYOUT)
+    assert log.stats.rows_dropped == 120, "the bucket is still overdrawn"
+    clock.advance(3600)
+    for _ in range(3):
+        log.append(rows, LAYOUT)
+    assert (log.stats.rows_logged, log.stats.rows_dropped) == (240, 180), "it holds a second's rows"
+    assert log.flush()
+    assert log.stats.rows_written == 240
+    log.close()
