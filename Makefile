@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml constraints.txt build-constraints.txt \
 	$(wildcard proto/*.proto _native/*.pyx _native/*.pxi _native/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format unit build clean
+.PHONY: help setup demo test lint types format unit bench bench-peers build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -55,6 +55,12 @@ unit: setup
 format: setup ## format the code and sort its imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: setup ## what serving costs, beside bare gRPC servers: docs/benchmarks.md
+	$(BIN)/python benchmarks/serving.py --json build/bench/serving.json
+
+bench-peers: setup ## the same beside MLServer and Triton, which it installs once
+	$(BIN)/python benchmarks/serving.py --peers --json build/bench/serving.json
 
 build: setup ## sdist and wheel in dist/
 	$(BIN)/python -m build
