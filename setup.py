@@ -10,6 +10,17 @@ from setuptools import Extension, setup
 # Contraction would let a value fall into another bin on another CPU. The Makefile adds -Wall
 # -Wextra -Werror, which would be unkind to somebody who builds with a compiler of next year.
 CFLAGS = ["-O3", "-g0", "-ffp-contract=off"]
+CXXFLAGS = [*CFLAGS, "-std=c++17"]
+
+# The extensions in C++, and what each is made of beside its .pyx. The others are C.
+CXX_SOURCES: dict[str, list[str]] = {
+    "infer_message": [
+        "infer_decode.cpp",
+        "infer_encode.cpp",
+        "parsed_request.cpp",
+        "typed_contents.cpp",
+    ],
+}
 
 
 def compile_protos() -> None:
@@ -39,7 +50,13 @@ def compile_protos() -> None:
 compile_protos()
 
 extensions = [
-    Extension(f"trimtab._native.{path.stem}", [path.as_posix()], extra_compile_args=CFLAGS)
+    Extension(
+        f"trimtab._native.{path.stem}",
+        [path.as_posix(), *[f"_native/{name}" for name in CXX_SOURCES.get(path.stem, ())]],
+        depends=[each.as_posix() for each in sorted(Path("_native").glob("*.h"))],
+        language="c++" if path.stem in CXX_SOURCES else "c",
+        extra_compile_args=CXXFLAGS if path.stem in CXX_SOURCES else CFLAGS,
+    )
     for path in sorted(Path("_native").glob("*.pyx"))
 ]
 
