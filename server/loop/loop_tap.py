@@ -2,14 +2,14 @@
 
 One tap per loaded version. Rows of every version are logged; only those of the version that
 answers are counted for drift. The order of the steps is what makes `settle` exact: a pane that a
-batch filled is in the control loop's queue before the batch's rows show in `observed_rows`.
+batch filled, or ended by its time, is in the control loop's queue before the batch's rows show in
+`observed_rows`. All rows of a batch belong to one moment, that of the clock after its event times.
 
 A tap keeps what its version needs to be watched (signature and reference profile, read when the
 version was loaded), so that a change of champion reads no file.
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from trimtab._native.reference import ReferenceProfile
 from trimtab.registry.manifest import Signature
 
 from ..drift.drift_monitor import DriftMonitor
-from ..drift.drift_report import FeatureDrift
+from ..drift.drift_report import FeatureDrift, WindowSnapshot
 from ..drift.drift_state import DriftState
 from ..drift.feature_faults import Key, recent
 from ..inference.observation import ObservedBatch
@@ -137,7 +137,7 @@ class LoopTap:
             if (
                 champion is not None
                 and champion.version == batch.version
-                and champion.monitor is not None
+                and (monitor := champion.monitor) is not None
             ):
                 if monitor.pane_ms:
                     now = observed.clock.reading()

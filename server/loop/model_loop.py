@@ -31,6 +31,7 @@ from ..drift.drift_state import COLLECTING
 from ..drift.feature_faults import MIN_PANE_ROWS, faults_of
 from ..logs.label_log import Label
 from .loop_clock import Reading
+from .loop_stats import DriftStats, LoopStats
 from .loop_tap import ChampionWatch, LoopTap, evidence_of
 from .model_context import ModelContext
 from .training_desk import TrainingDesk, TrainRequest
@@ -142,6 +143,24 @@ class ModelLoop:
             features=features,
         )
 
+    def stats(self) -> LoopStats:
+        """What was counted and what was judged last; computes nothing."""
+        watch, traffic = self.observed.champion, self.context.traffic
+        drift = None
+        if watch is not None and watch.monitor is not None:
+            state = watch.state
+            drift = DriftStats(
+                watch.version, state.name, watch.window_rows, watch.features, len(state.broken)
+            )
+        return LoopStats(
+            model=self.name,
+            observed_rows=self.observed.rows,
+            labels=self.context.labels.total_rows,
+            drift=drift,
+            traffic=traffic.stats if traffic is not None else None,
+            trainings=self.desk.stats,
+        )
+
     # On the control loop's thread.
 
     def on_pane(self, watch: ChampionWatch, snapshot: WindowSnapshot, now: Reading) -> None:
@@ -159,7 +178,7 @@ class ModelLoop:
         broken = [feature.name for feature in features if feature.verdict == DATA_QUALITY]
         before = watch.state
         after = before.after_pane(worst(features), broken, config.hysteresis_panes)
-        watch.state, watch.features = after, features
+        watch.state, watch.features, watch.window_rows = after, features, snapshot.rows
         publish = self.context.publish
         evidence = {
             "window_rows": snapshot.rows,

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from trimtab.registry.errors import RegistryError
@@ -108,6 +109,7 @@ class TrainingDesk:
         self._roll_after = 0.0  # time.monotonic() before which no roll is tried again
         self._waiting: tuple[str, tuple[str, ...]] | None = None  # what was last told of
         self._blocked = False  # a decision waits for the roll to end
+        self._stats = TrainingStats()  # replaced, never changed: read on any thread
 
     def __repr__(self) -> str:
         return f"TrainingDesk({self._context.name}, training={self._training}, {self._past})"
@@ -115,6 +117,11 @@ class TrainingDesk:
     @property
     def past(self) -> TrainingPast:
         return self._past
+
+    @property
+    def stats(self) -> TrainingStats:
+        """On any thread."""
+        return self._stats
 
     def open(self) -> None:
         """Takes up the past; a training that the last server left running is over."""
@@ -293,6 +300,7 @@ class TrainingDesk:
             "training_started", actor=actor, reason=decision.reason, evidence=trigger, record=True
         )
         self._training = training
+        self._stats = replace(self._stats, started=self._stats.started + 1, running=True)
         training.run = self._spawn(
             [
                 "train",
@@ -324,6 +332,7 @@ class TrainingDesk:
         context = self._context
         evidence = {"training_id": training.id, **result.evidence()}
         decision = self._after(training, result)
+        self._stats = self._stats.ended(decision.action)
         if decision.action == "fail":
             self._past = self._past.fail(context.now.ms)
             limit = context.policy.trigger.max_failures
@@ -374,6 +383,7 @@ class TrainingDesk:
 
     def _interrupt(self, reason: str, evidence: Mapping[str, Any]) -> None:
         self._past = self._past.interrupt()
+        self._stats = replace(self._stats, running=False)
         self._context.publish(
             "training_failed",
             reason=reason,

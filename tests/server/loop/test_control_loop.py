@@ -44,6 +44,7 @@ from trimtab.server.inference.servable import Servable
 from trimtab.server.lifecycle.model_manager import ModelManager
 from trimtab.server.logs.label_log import Label
 from trimtab.server.loop.control_loop import ControlLoop
+from trimtab.server.loop.loop_stats import TrainingStats
 from trimtab.server.loop.loop_tap import LoopTap
 from trimtab.server.loop.training_run import TrainingProgress, TrainingResult, TrainingRun
 
@@ -744,6 +745,36 @@ def test_a_report_names_broken_features_first(world: World) -> None:
     assert reason.startswith("temp: missing in") and reason.endswith(
         "otherwise distributed as the reference"
     )
+
+
+def test_the_stats_show_the_last_judged_window_and_what_became_of_trainings(world: World) -> None:
+    stats = world.model.stats()
+    assert (stats.observed_rows, stats.labels, stats.trainings) == (0, 0, TrainingStats())
+    assert (stats.drift.version, stats.drift.state, stats.drift.window_rows) == (1, "collecting", 0)
+
+    world.serve(1000, shift=2.0)
+    world.label(50)
+    world.drain()
+    stats = world.model.stats()
+    assert (stats.observed_rows, stats.labels, stats.traffic.rows_logged) == (1000, 50, 1000)
+    assert (stats.drift.state, stats.drift.window_rows) == ("drift", 1000)
+    assert stats.drift.features[0].name in ("temp", "variable")
+    assert stats.trainings == TrainingStats(started=1, running=True)
+    world.serve(100, shift=2.0)
+    world.drain()
+    assert world.model.stats().drift.window_rows == 1000, "of a window that was judged"
+
+    for result in (
+        TrainingResult("failed", "out of memory"),
+        TrainingResult("refused", "no better"),
+        TrainingResult("published", "better", version=2),
+    ):
+        if result.version is not None:
+            publish_version(world.registry, actor="trimtab")
+        world.trainer.trainings[-1].finish(result)
+        world.drain()
+        world.loop.train("m", "ana", "once more").result(20)
+    assert world.model.stats().trainings == TrainingStats(4, 1, 1, 1, running=True)
 
 
 def test_the_fakes_take_what_the_real_ones_take() -> None:
