@@ -5,6 +5,8 @@
     feedback service → label log ─┐                           │
     admin service ────────────────┴→ control loop ←───────────┘
                                         └→ trainer process → registry → lifecycle (swap)
+    metrics server → collector → what all of these have counted
+    services of statistics, configuration, repository, settings, health, reflection → the same
 
 Starting: take the directory, listen, load what should be loaded, then say so. The ports are bound
 before models load, so that a taken port is known at once and probes are answered meanwhile.
@@ -28,6 +30,11 @@ from .server_lock import ServerLock
 from .services.admin_service import AdminService
 from .services.feedback_service import FeedbackService
 from .services.inference_service import InferenceService
+from .services.metrics_collector import MetricsCollector
+from .services.metrics_server import MetricsServer
+from .services.model_configuration import ModelConfigurationService
+from .services.model_repository_service import ModelRepositoryService
+from .services.model_statistics import ModelStatisticsService
 from .services.portable_frontend import PortableFrontend
 
 _log = logging.getLogger(__name__)
@@ -42,6 +49,7 @@ class Listening:
     admin_host: str
     admin_port: int
     frontend: str
+    metrics_port: int | None = None  # on the inference host; None: nothing listens
 
     @property
     def inference(self) -> str:
@@ -52,6 +60,13 @@ class Listening:
     def admin(self) -> str:
         """host:port of the admin port, for a client on this machine."""
         return _address(_reachable(self.admin_host), self.admin_port)
+
+    @property
+    def metrics(self) -> str | None:
+        """host:port of the metrics port, for a client on this machine."""
+        if self.metrics_port is None:
+            return None
+        return _address(_reachable(self.inference_host), self.metrics_port)
 
 
 class Application:
@@ -92,6 +107,27 @@ class Application:
             self._admin.handlers(),
             max_message_bytes=listen.max_message_bytes,
         )
+        self._metrics: MetricsServer | None = None
+        if listen.metrics:
+            build = {
+                "version": version("trimtab"),
+                "frontend": _FRONTEND,
+                "grpc": grpc.__version__,
+                "onnxruntime": onnxruntime.__version__,
+            }
+            self._metrics = MetricsServer(
+                listen.host,
+                listen.metrics_port,
+                MetricsCollector(self._models, self._control, build),
+            )
+
+    def _known(self, model: str) -> bool:
+        return self._models.status(model) is not None
+
+    def _described(self, handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
+        """A port's handlers with those that every port has: health and reflection."""
+        handlers = {**handlers, **self._health.handlers()}
+        return {**handlers, **ReflectionService(handlers).handlers()}
 
     async def start(self) -> Listening:
         """Returns once every model that should answer does, or is known not to.
@@ -104,12 +140,18 @@ class Application:
         try:
             inference_port = await self._inference_frontend.start()
             admin_port = await self._admin_frontend.start()
+            metrics_port = self._metrics.start() if self._metrics is not None else None
             self._control.start(self._models)
             await asyncio.to_thread(self._models.start)
             listening = Listening(
-                listen.host, inference_port, listen.admin_host, admin_port, "portable"
+                listen.host,
+                inference_port,
+                listen.admin_host,
+                admin_port,
+                _FRONTEND,
+                metrics_port,
             )
-            self._lock.tell(listening.inference, listening.admin)
+            self._lock.tell(listening.inference, listening.admin, listening.metrics)
         except BaseException:
             await self.stop(grace_s=0.0)
             raise
@@ -126,6 +168,8 @@ class Application:
         left = max(0.0, ends - asyncio.get_running_loop().time())
         await asyncio.to_thread(self._models.stop, left)
         await asyncio.to_thread(self._control.stop)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.stop)  # last: how the server drains can be seen
         self._lock.release()
 
 

@@ -35,7 +35,11 @@ class ListenConfig:
     port: int = _setting(8001, "inference port; 0 takes a free one", low=0, high=65535)
     admin_host: str = _setting("127.0.0.1", "address of the admin port")
     admin_port: int = _setting(8003, "admin port; 0 takes a free one", low=0, high=65535)
-    frontend: Literal["auto", "portable"] = _setting("auto", "which gRPC transport answers")
+    metrics: bool = _setting(True, "answer scrapes of Prometheus, on the inference address")
+    metrics_port: int = _setting(8002, "metrics port; 0 takes a free one", low=0, high=65535)
+    frontend: Literal["auto", "native", "portable"] = _setting(
+        "auto", "which gRPC transport answers; auto: native where it was built"
+    )
     grace_s: float = _setting(10.0, "seconds that a shutdown lets requests finish", low=0)
     max_message_bytes: int = _setting(
         64 * 1024 * 1024,

@@ -43,9 +43,14 @@ class ServerLock:
             ) from None
         self._file = file
 
-    def tell(self, inference: str, admin: str) -> None:
+    def tell(self, inference: str, admin: str, metrics: str | None = None) -> None:
         """Lets the command line find this server."""
-        content = {"pid": os.getpid(), "inference": inference, "admin": admin}
+        content = {
+            "pid": os.getpid(),
+            "inference": inference,
+            "admin": admin,
+            "metrics": metrics,
+        }
         target = self._folder / ADDRESS_NAME
         staged = target.with_suffix(".tmp")
         staged.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -97,7 +97,8 @@ def served(models_dir: Path, *options: str) -> Iterator[Served]:
     """Ends the server, however the test ends."""
     command = [
         sys.executable, "-m", "trimtab.server", "serve", str(models_dir), "--json",
-        "--host", "127.0.0.1", "--port", "0", "--admin-port", "0", *options,
+        "--host", "127.0.0.1", "--port", "0", "--admin-port", "0", "--metrics-port", "0",
+        *options,
     ]  # fmt: skip
     complaints = (models_dir.parent / f"{models_dir.name}.stderr").open("a+")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True)

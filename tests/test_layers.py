@@ -49,7 +49,9 @@ from trimtab.server import app
 from trimtab.server.config import load_server_config
 
 config = load_server_config(
-    pathlib.Path({str(tmp_path)!r}), None, {{"server.host": "127.0.0.1", "server.port": 0, "server.admin_port": 0}}
+    pathlib.Path({str(tmp_path)!r}),
+    None,
+    {{"server.host": "127.0.0.1", "server.port": 0, "server.admin_port": 0, "server.metrics_port": 0}},
 )
 
 async def main():

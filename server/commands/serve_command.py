@@ -78,6 +78,21 @@ def serve_models(
         int | None,
         typer.Option(help="Admin port; 0 takes a free one. (8003)", rich_help_panel=_LISTEN),
     ] = None,
+    metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--metrics/--no-metrics",
+            help="Answer scrapes of Prometheus. (metrics)",
+            rich_help_panel=_LISTEN,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Metrics port, on the inference address; 0 takes a free one. (8002)",
+            rich_help_panel=_LISTEN,
+        ),
+    ] = None,
     frontend: Annotated[
         Frontend | None,
         typer.Option(help="Which gRPC transport answers. (auto)", rich_help_panel=_LISTEN),
@@ -188,6 +203,8 @@ def serve_models(
         "server.port": port,
         "server.admin_host": admin_host,
         "server.admin_port": admin_port,
+        "server.metrics": metrics,
+        "server.metrics_port": metrics_port,
         "server.frontend": frontend.value if frontend else None,
         "server.watch": watch,
         "batching.max_batch_rows": max_batch_rows,
@@ -284,17 +301,21 @@ def _announce(inference: str, admin: str, frontend: str, as_json: bool) -> None:
     if as_json:
         line = {
             "event": "listening",
-            "inference": inference,
-            "admin": admin,
-            "frontend": frontend,
+            "inference": listening.inference,
+            "admin": listening.admin,
+            "metrics": listening.metrics,
+            "frontend": listening.frontend,
             "models": [_summary(model) for model in models],
         }
         print(json.dumps(line), flush=True)
         return
     console = Console()
     console.print(f"[bold]Trimtab {version('trimtab')}[/bold] is ready")
-    console.print(f"  inference  {inference}   (Open Inference Protocol over gRPC, {frontend})")
-    console.print(f"  admin      {admin}")
+    protocol = f"Open Inference Protocol over gRPC, {listening.frontend}"
+    console.print(f"  inference  {listening.inference}   ({protocol})")
+    console.print(f"  admin      {listening.admin}")
+    if listening.metrics is not None:
+        console.print(f"  metrics    http://{listening.metrics}/metrics")
     console.print()
     if problem:
         console.print(f"the list of models could not be had: {problem}", markup=False)

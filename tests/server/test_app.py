@@ -28,7 +28,9 @@ SETTLE = "/trimtab.v1.Admin/AwaitSettled"
 
 
 def application(models_dir: Path, host: str = "127.0.0.1") -> Application:
-    listen = ListenConfig(host=host, port=0, admin_host=host, admin_port=0, grace_s=GRACE_S)
+    listen = ListenConfig(
+        host=host, port=0, admin_host=host, admin_port=0, metrics_port=0, grace_s=GRACE_S
+    )
     return Application(ServerConfig(models_dir, server=listen))
 
 
@@ -122,6 +124,7 @@ def test_a_stop_does_not_wait_for_who_waits_for_a_loop_to_settle(tmp_path: Path)
 def test_the_addresses_are_those_for_a_client_on_this_machine(host: str, reachable: str) -> None:
     assert Listening(host, 80, "127.0.0.1", 81, "portable").inference == reachable
     assert Listening("127.0.0.1", 81, host, 80, "portable").admin == reachable
+    assert Listening(host, 82, "127.0.0.1", 81, "portable", 80).metrics == reachable
 
 
 def _has_ipv6() -> bool:
@@ -143,8 +146,119 @@ def test_a_server_on_an_ipv6_address_answers_where_it_says(tmp_path: Path) -> No
         listening = await served.start()
         told = json.loads((tmp_path / ".trimtab" / "server.json").read_text())
         assert (told["inference"], told["admin"]) == (listening.inference, listening.admin)
+        assert told["metrics"] == listening.metrics
         async with grpc.aio.insecure_channel(listening.inference) as channel:
             assert await unary(channel, INFER)(request, timeout=30)
         await served.stop()
+
+    asyncio.run(main())
+
+
+def test_a_taken_metrics_port_ends_the_start_and_nothing_listens(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listen = ListenConfig(host="127.0.0.1", port=0, admin_port=0, metrics_port=port)
+        served = Application(ServerConfig(tmp_path, server=listen))
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port} for metrics"):
+            asyncio.run(served.start())
+    asyncio.run(started_and_stopped(application(tmp_path)))
+
+
+def test_metrics_can_be_turned_off(tmp_path: Path) -> None:
+    listen = ListenConfig(host="127.0.0.1", port=0, admin_port=0, metrics=False)
+    served = Application(ServerConfig(tmp_path, server=listen))
+    assert asyncio.run(started_and_stopped(served)).metrics is None
+
+
+async def started_and_stopped(served: Application) -> Listening:
+    listening = await served.start()
+    await served.stop()
+    return listening
+
+
+async def outcome(channel: grpc.aio.Channel, method: str) -> str:
+    """What a call with one empty message comes to; any kind of call can be made as a stream."""
+    call = conversation(channel, method, timeout=1.0)
+    await call.write(b"")
+    await call.done_writing()
+    code = await call.code()
+    return f"{code.name}: {await call.details()}"
+
+
+def test_every_method_that_reflection_describes_is_served_on_its_port(tmp_path: Path) -> None:
+    models.publish(tmp_path, "m", models.scaled(2.0))
+
+    async def services(channel: grpc.aio.Channel) -> list[str]:
+        call = conversation(channel, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        asked = reflection_pb2.ServerReflectionRequest(list_services="*")
+        await call.write(asked.SerializeToString())
+        reply = reflection_pb2.ServerReflectionResponse.FromString(await call.read())
+        await call.done_writing()
+        return [each.name for each in reply.list_services_response.service]
+
+    async def port(address: str) -> tuple[list[str], list[str]]:
+        """The services that a port has, and the methods of those that it does not answer."""
+        async with grpc.aio.insecure_channel(address) as channel:
+            named = await services(channel)
+            methods = [
+                f"/{service}/{method.name}"
+                for service in named
+                for method in reflection_pb2.DESCRIPTOR.pool.FindServiceByName(service).methods
+            ]
+            *seen, missing = await asyncio.gather(
+                *(outcome(channel, method) for method in [*methods, "/not/there"])
+            )
+            assert missing.startswith("UNIMPLEMENTED")
+            unanswered = [
+                method
+                for method, text in zip(methods, seen, strict=True)
+                if text.replace(method, "/not/there") == missing
+            ]
+            return named, unanswered
+
+    async def main() -> list[tuple[list[str], list[str]]]:
+        served = application(tmp_path)
+        listening = await served.start()
+        try:
+            return [await port(listening.inference), await port(listening.admin)]
+        finally:
+            await served.stop()
+
+    everywhere = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ]
+    assert asyncio.run(main()) == [
+        ([*everywhere, "inference.GRPCInferenceService", "trimtab.v1.Feedback"], []),
+        ([*everywhere, "trimtab.v1.Admin"], []),
+    ]
+
+
+def test_health_is_told_on_both_ports_and_ends_with_the_server(tmp_path: Path) -> None:
+    models.publish(tmp_path, "m", models.scaled(2.0))
+
+    async def main() -> None:
+        served = application(tmp_path)
+        listening = await served.start()
+        channels = [
+            grpc.aio.insecure_channel(address) for address in (listening.inference, listening.admin)
+        ]
+        watches = []
+        for channel in channels:
+            for name in ("", "m", "inference.GRPCInferenceService", "trimtab.v1.Admin"):
+                request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
+                raw = await unary(channel, "/grpc.health.v1.Health/Check")(request, timeout=30)
+                assert health_pb2.HealthCheckResponse.FromString(raw).status == 1, name
+            watches.append(stream(channel, "/grpc.health.v1.Health/Watch")(b""))
+            assert await watches[-1].read() == b"\x08\x01"
+        began = time.monotonic()
+        stopping = asyncio.ensure_future(served.stop())
+        for watch in watches:
+            assert await watch.read() == b"\x08\x02"
+        await stopping
+        assert time.monotonic() - began < GRACE_S / 2
+        for channel in channels:
+            await channel.close(None)
 
     asyncio.run(main())

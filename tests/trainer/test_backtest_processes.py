@@ -106,7 +106,7 @@ def test_a_server_tells_where_it_listens_and_is_ended(tmp_path: Path) -> None:
     asyncio.run(scenario())
     pid, *arguments = (tmp_path / "server.log").read_text().split()
     assert arguments[:2] == ["serve", str(tmp_path)]
-    assert {"--json", "--until-eof"} <= set(arguments)
+    assert {"--json", "--until-eof", "--no-metrics"} <= set(arguments)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 

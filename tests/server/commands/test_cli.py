@@ -382,11 +382,13 @@ def test_serve_options_become_settings_over_the_file_and_the_set_options(
         *("serve", tmp_path, "--config", file, "--port", 9001, "--no-watch", "--json"),
         *("--set", "drift.psi=0.4", "--set", "drift.panes=5", "--set", "server.frontend=portable"),
         *("--promotion", "manual", "--psi", "0.1", "--cooldown", "60", "--no-train-on-drift"),
+        *("--no-metrics", "--metrics-port", 9002, "--model-control"),
     )
     assert result.exit_code == 0, result.output
     ((config, options),) = served
     assert (config.server.port, config.server.host, config.server.watch) == (9001, "::", False)
     assert config.server.frontend == "portable"
+    assert (config.server.metrics, config.server.metrics_port) == (False, 9002)
     assert (config.policy.drift.psi, config.policy.drift.panes) == (0.1, 5)
     assert config.policy.promotion.policy == "manual"
     assert (config.policy.trigger.cooldown_s, config.policy.trigger.on_drift) == (60.0, False)
