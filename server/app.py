@@ -16,19 +16,25 @@ Stopping: refuse new requests, finish what is queued within the grace, end train
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+
+import grpc
+import onnxruntime
 
 from trimtab.registry.directory import Registry
 
 from .config import ServerConfig
 from .events import EventBus
+from .lifecycle.model_control import ModelControl
 from .lifecycle.model_manager import ModelManager
 from .loop.control_loop import ControlLoop
 from .server_lock import ServerLock
 from .services.admin_service import AdminService
 from .services.feedback_service import FeedbackService
+from .services.handlers import Handler, services_of
+from .services.health_service import HealthService
 from .services.inference_service import InferenceService
 from .services.metrics_collector import MetricsCollector
 from .services.metrics_server import MetricsServer
@@ -36,8 +42,13 @@ from .services.model_configuration import ModelConfigurationService
 from .services.model_repository_service import ModelRepositoryService
 from .services.model_statistics import ModelStatisticsService
 from .services.portable_frontend import PortableFrontend
+from .services.reflection_service import ReflectionService
+from .services.server_settings import ServerSettingsService
+from .services.shared_memory import SharedMemoryService
 
 _log = logging.getLogger(__name__)
+
+_FRONTEND = "portable"
 
 
 @dataclass(frozen=True)
@@ -92,19 +103,35 @@ class Application:
             server_version=version("trimtab"),
         )
         feedback = FeedbackService(
-            lambda model: self._models.status(model) is not None,
+            self._known,
             self._control.model,
             max_request_rows=config.batching.max_request_rows,
         )
         self._admin = AdminService(registry, self._models, self._control, self._events)
+        repository = ModelRepositoryService(
+            self._models, ModelControl(registry, self._models), allowed=listen.model_control
+        )
+        for_clients = {
+            **self._inference.handlers(),
+            **ModelConfigurationService(self._models, config.batching).handlers(),
+            **ModelStatisticsService(self._models).handlers(),
+            **repository.handlers(),
+            **ServerSettingsService(self._known, logging.getLogger("trimtab")).handlers(),
+            **SharedMemoryService().handlers(),
+            **feedback.handlers(),
+        }
+        for_operators = self._admin.handlers()
+        self._health = HealthService(
+            self._models, self._inference.ready, services_of([*for_clients, *for_operators])
+        )
         self._inference_frontend = PortableFrontend(
             _address(listen.host, listen.port),
-            {**self._inference.handlers(), **feedback.handlers()},
+            self._described(for_clients),
             max_message_bytes=listen.max_message_bytes,
         )
         self._admin_frontend = PortableFrontend(
             _address(listen.admin_host, listen.admin_port),
-            self._admin.handlers(),
+            self._described(for_operators),
             max_message_bytes=listen.max_message_bytes,
         )
         self._metrics: MetricsServer | None = None
@@ -162,6 +189,7 @@ class Application:
         grace = self._config.server.grace_s if grace_s is None else grace_s
         ends = asyncio.get_running_loop().time() + grace
         self._inference.stop_accepting()
+        self._health.stop()
         self._admin.stop_waiting()
         self._events.close()
         await asyncio.gather(self._inference_frontend.stop(grace), self._admin_frontend.stop(grace))

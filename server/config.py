@@ -47,7 +47,30 @@ class ListenConfig:
         low=1024,
         high=2**31 - 1,
     )
+    compression: Literal["none", "gzip", "deflate"] = _setting(
+        "none", "how replies are compressed for clients that accept it; requests may be in any way"
+    )
+    tls_cert: str = _setting("", "PEM file of the server's certificate; empty: no TLS")
+    tls_key: str = _setting("", "PEM file of its private key")
+    tls_client_ca: str = _setting(
+        "", "PEM file; clients must show a certificate signed by one in it; empty: they need none"
+    )
+    keepalive_s: float = _setting(
+        7200.0, "seconds of silence before a connection is tested", low=1, high=2_000_000
+    )
+    keepalive_timeout_s: float = _setting(
+        20.0,
+        "seconds that such a test waits before it closes the connection",
+        low=1,
+        high=2_000_000,
+    )
+    max_concurrent_streams: int = _setting(
+        0, "calls at once on one connection; 0: any number", low=0, high=2**31 - 1
+    )
     watch: bool = _setting(True, "follow changes of the model directory while serving")
+    model_control: bool = _setting(
+        False, "let clients of the inference port load and unload models"
+    )
 
 
 @dataclass(frozen=True)

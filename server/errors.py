@@ -37,6 +37,10 @@ class ModelExecutionError(TrimtabError):
     """onnxruntime failed on these inputs."""
 
 
+class ModelLoadError(TrimtabError):
+    """A model that an operator asked for cannot be loaded."""
+
+
 class UnsupportedError(TrimtabError):
     """The protocol has it, this server does not."""
 
@@ -48,6 +52,7 @@ _STATUS: dict[type[TrimtabError], grpc.StatusCode] = {
     DeadlineExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     ModelExecutionError: grpc.StatusCode.INTERNAL,
+    ModelLoadError: grpc.StatusCode.INTERNAL,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
 }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,9 +20,15 @@ from trimtab.proto import open_inference_pb2 as pb
 from trimtab.registry.directory import Registry
 from trimtab.server.config import BatchingConfig, ListenConfig, ServerConfig
 from trimtab.server.inference.observation import ObservedBatch
+from trimtab.server.lifecycle.model_control import ModelControl
 from trimtab.server.lifecycle.model_manager import ModelManager
 from trimtab.server.services.inference_service import InferenceService
+from trimtab.server.services.model_configuration import ModelConfigurationService
+from trimtab.server.services.model_repository_service import ModelRepositoryService
+from trimtab.server.services.model_statistics import ModelStatisticsService
 from trimtab.server.services.portable_frontend import PortableFrontend
+from trimtab.server.services.server_settings import ServerSettingsService
+from trimtab.server.services.shared_memory import SharedMemoryService
 
 _DATATYPES = {
     np.dtype(np.float32): "FP32",
@@ -39,6 +46,12 @@ def unary(channel: grpc.aio.Channel, method: str) -> "grpc.aio.UnaryUnaryMultiCa
 
 def stream(channel: grpc.aio.Channel, method: str) -> "grpc.aio.UnaryStreamMultiCallable[Any, Any]":
     return channel.unary_stream(method, None, None)
+
+
+def conversation(channel: grpc.aio.Channel, method: str, **options: Any) -> Any:
+    """An open stream of raw bytes both ways; the stubs want the requests with the call."""
+    call: Any = channel.stream_stream(method, None, None)
+    return call(**options)
 
 
 class Client:
@@ -111,20 +124,34 @@ async def live_server(
     *,
     batching: BatchingConfig | None = None,
     max_message_bytes: int = 1 << 20,
+    model_control: bool = False,
 ) -> AsyncIterator[LiveServer]:
     batching = batching or BatchingConfig()
     observed: list[ObservedBatch] = []
+    registry = Registry(models_dir)
     manager = ModelManager(
-        Registry(models_dir),
+        registry,
         ServerConfig(models_dir, server=ListenConfig(watch=False), batching=batching),
         tap_factory=lambda servable: observed.append,
     )
     service = InferenceService(
         manager, max_request_rows=batching.max_request_rows, server_version="1.2.3"
     )
-    frontend = PortableFrontend(
-        "127.0.0.1:0", service.handlers(), max_message_bytes=max_message_bytes
+    repository = ModelRepositoryService(
+        manager, ModelControl(registry, manager), allowed=model_control
     )
+    settings = ServerSettingsService(
+        lambda model: manager.status(model) is not None, logging.getLogger("trimtab.tests.live")
+    )
+    handlers = {
+        **service.handlers(),
+        **ModelConfigurationService(manager, batching).handlers(),
+        **ModelStatisticsService(manager).handlers(),
+        **repository.handlers(),
+        **settings.handlers(),
+        **SharedMemoryService().handlers(),
+    }
+    frontend = PortableFrontend("127.0.0.1:0", handlers, max_message_bytes=max_message_bytes)
     manager.start()
     port = await frontend.start()
     client = Client(port)

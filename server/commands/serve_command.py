@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,9 +29,13 @@ from .admin_client import AdminClient, AdminError
 from .command_options import ModelsDir, known_directory
 from .report_tables import versions_view
 
+if TYPE_CHECKING:
+    from ..app import Listening
+
 
 class Frontend(StrEnum):
     auto = "auto"
+    native = "native"
     portable = "portable"
 
 
@@ -102,6 +106,14 @@ def serve_models(
         typer.Option(
             "--watch/--no-watch",
             help="Follow changes of the directory while serving. (watch)",
+            rich_help_panel=_LISTEN,
+        ),
+    ] = None,
+    model_control: Annotated[
+        bool | None,
+        typer.Option(
+            "--model-control/--no-model-control",
+            help="Let clients of the inference port load and unload models. (no)",
             rich_help_panel=_LISTEN,
         ),
     ] = None,
@@ -207,6 +219,7 @@ def serve_models(
         "server.metrics_port": metrics_port,
         "server.frontend": frontend.value if frontend else None,
         "server.watch": watch,
+        "server.model_control": model_control,
         "batching.max_batch_rows": max_batch_rows,
         "batching.max_queue_rows": max_queue_rows,
         "batching.linger_ms": linger_ms,
@@ -273,7 +286,7 @@ def serve(config: ServerConfig, *, as_json: bool, until_eof: bool) -> None:
     def on_ready(listening: Listening) -> None:
         threading.Thread(
             target=_announce,
-            args=(listening.inference, listening.admin, listening.frontend, as_json),
+            args=(listening, as_json),
             name="banner",
             daemon=True,
         ).start()
@@ -290,11 +303,11 @@ def configure_logging(level: str) -> None:
     )
 
 
-def _announce(inference: str, admin: str, frontend: str, as_json: bool) -> None:
+def _announce(listening: "Listening", as_json: bool) -> None:
     models: Sequence[admin_pb2.ModelVersions] = ()
     problem = ""
     try:
-        with AdminClient(admin) as client:
+        with AdminClient(listening.admin) as client:
             models = list(client.list_versions().models)
     except AdminError as error:
         problem = str(error)

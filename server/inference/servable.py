@@ -24,6 +24,7 @@ from trimtab.registry.manifest import Manifest, Signature, TensorSpec
 from ..errors import InvalidRequestError, ModelExecutionError, TrimtabError
 from . import batch, golden
 from .golden import GoldenRows
+from .model_settings import ModelSettings
 from .onnx_session import LoadError, OpenedModel, Session, one_line, open_session
 from .tensor import BYTES, DTYPES, Tensor
 
@@ -57,6 +58,7 @@ class Servable:
         self.path = path
         self.manifest = manifest  # None: unmanaged
         self.notes = notes
+        self.settings = ModelSettings()
         self.inputs = {spec.name: spec for spec in signature.inputs}
         self.input_names = [spec.name for spec in signature.inputs]
         self.output_names = tuple(spec.name for spec in signature.outputs)
@@ -103,6 +105,12 @@ class Servable:
         for note in servable.notes:
             _logger.warning("%r: %s", servable, note)
         return servable
+
+    def configure(self, settings: ModelSettings) -> None:
+        """What the model's own file says; once, before an executor is made."""
+        self.settings = settings
+        if settings.max_batch_size == 0:
+            self.batchable = False
 
     @property
     def reference_path(self) -> Path | None:

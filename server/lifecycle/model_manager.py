@@ -10,8 +10,8 @@ registry's files; both end in `_follow`, which reads the state under the model's
 state never overtakes a newer one. The lock is held while references change and while the champion's
 callback runs, never while a model loads.
 
-Threads: `resolve`, `status`, `statuses`, `ready` from any; `promote`, `rollback`, `start`, `stop`
-block, and are called from neither the event loop nor a callback of this module.
+Threads: `resolve`, `status`, `statuses`, `loaded`, `ready` from any; `promote`, `rollback`, `switch`,
+`start`, `stop` block, and are called from neither the event loop nor a callback of this module.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from ..errors import (
 from ..inference.executor import SHUTTING_DOWN, Executor
 from ..inference.onnx_session import LoadError, one_line
 from ..inference.servable import Servable
+from . import model_config
 from .repository_watcher import RepositoryWatcher
 from .served_model import Inspection, Route, ServedModel
 from .version_loader import TapFactory, VersionLoader
@@ -125,6 +126,14 @@ class ModelManager:
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Every model, by name."""
         return tuple(route.current_status() for _, route in sorted(self._routes.items()))
+
+    def loaded(self) -> tuple[tuple[str, int, Executor], ...]:
+        """(model, version, executor) of every loaded version, by name and number."""
+        return tuple(
+            (name, version, route.executors[str(version)])
+            for name, route in sorted(self._routes.items())
+            for version in sorted(map(int, route.executors))
+        )
 
     # -- starting and stopping
 
@@ -303,6 +312,23 @@ class ModelManager:
                 f"{refusal or 'the model was removed'}"
             )
 
+    # -- an operator's load and unload
+
+    def switch(self, name: str, *, loaded: bool) -> "Future[None]":
+        """Lets a model answer, or nothing of it, until it is told otherwise or the server ends.
+
+        Requests are refused, or versions that failed tried again, from now on; the future is done
+        when versions are loaded, or those that computed have finished.
+        """
+        model = self._models.get(name)
+        if model is not None:
+            with model.lock:
+                model.unloaded = not loaded
+                for version in model.refusals:
+                    model.inspected.pop(version, None)
+                self._follow(model)
+        return self.reconcile(name)
+
     # -- following the registry, on the loader thread
 
     def reconcile(self, model: str) -> "Future[None]":
@@ -373,6 +399,10 @@ class ModelManager:
             managed = directory.is_managed()
             versions = tuple(directory.versions())
             extra = model.disk.extra
+            version_policy = model.disk.policy
+            # Whoever loads a version tells what is wrong with the file.
+            with contextlib.suppress(LoadError):
+                version_policy = model_config.read(directory.path).version_policy
             try:
                 policy = load_model_policy(directory.recipe_path, self._config.policy)
                 extra = policy.serving.versions
@@ -389,6 +419,7 @@ class ModelManager:
                     versions=versions,
                     state=directory.state() if managed else State(),
                     extra=extra,
+                    policy=version_policy,
                 )
                 model.directories = directories
                 known = set(directories)
@@ -411,7 +442,7 @@ class ModelManager:
 
     def _load(self, model: ServedModel, version: int) -> None:
         """Loads one version, whatever is known against it; leaves an executor or a refusal."""
-        if model.gone or (version in model.executors and model.disk.managed):
+        if model.gone or (version in model.executors and version not in model.stale()):
             return
         with model.lock:
             model.loading = version

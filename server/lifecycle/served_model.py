@@ -18,9 +18,12 @@ from trimtab.registry.state import State
 
 from ..inference.executor import Executor
 from ..inference.onnx_session import one_line
+from . import model_config
 from .version_plan import Have, ModelStatus, OnDisk, Plan, VersionState, VersionStatus, plan
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
+
+_CONFIG = f"../{model_config.FILE_NAME}"  # beside the version's files in its fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class ServedModel:
         self.loading: int | None = None
         self.serving: int | None = None
         self.problem = ""  # why the directory could not be followed
+        self.unloaded = False  # by an operator, until it is loaded again
         self.gone = False
 
     @property
@@ -77,13 +81,17 @@ class ServedModel:
         return f"<ServedModel {self.name}, {sorted(self.executors)} ready, {self.serving} answers>"
 
     def fingerprint(self, version: int) -> Fingerprint:
-        """Changes when a file of the version does; empty when the directory cannot be read."""
+        """Changes when a file of the version does, or the model's config.pbtxt; empty when the
+        directory cannot be read."""
         entries = []
         path = self.directory.version_path(version)
         with contextlib.suppress(OSError), os.scandir(path) as files:
             for file in files:
                 about = file.stat()
                 entries.append((file.name, about.st_size, about.st_mtime_ns, about.st_ino))
+            with contextlib.suppress(FileNotFoundError):
+                about = (self.directory.path / model_config.FILE_NAME).stat()
+                entries.append((_CONFIG, about.st_size, about.st_mtime_ns, about.st_ino))
         return tuple(sorted(entries))
 
     def inspect(self, version: int, *, managed: bool, champion: int | None) -> Inspection | None:
@@ -105,24 +113,30 @@ class ServedModel:
                 reason = one_line(error)
         return Inspection(version, fingerprint, reason)
 
+    def stale(self) -> list[int]:
+        """The loaded versions whose files have changed. A managed version's own never do: they are
+        checked against its manifest when it is loaded."""
+        stale = []
+        for version, then in self.loaded.items():
+            now = self.inspected.get(version, ())
+            if self.disk.managed:
+                then, now = _config_of(then), _config_of(now)
+            if version in self.disk.versions and then != now:
+                stale.append(version)
+        return stale
+
     def plan(self) -> Plan:
         """What to do next."""
-        stale = [
-            version
-            for version, fingerprint in self.loaded.items()
-            if not self.disk.managed
-            and version in self.disk.versions
-            and fingerprint != self.inspected.get(version)
-        ]
         return plan(
             self.disk,
             Have(
                 ready=set(self.executors),
                 failed=set(self.refusals),
-                stale=stale,
+                stale=self.stale(),
                 serving=self.serving,
             ),
             [version for version, count in self.pinned.items() if count > 0],
+            unloaded=self.unloaded,
         )
 
     def route(self) -> Route:
@@ -131,9 +145,11 @@ class ServedModel:
         self.serving = todo.serve
         return Route(
             default=None if todo.serve is None else self.executors[todo.serve],
-            executors={str(version): each for version, each in self.executors.items()},
+            executors={}
+            if self.unloaded
+            else {str(version): each for version, each in self.executors.items()},
             status=self._status(todo.champion),
-            required=todo.champion is not None or bool(self.problem),
+            required=not self.unloaded and (todo.champion is not None or bool(self.problem)),
         )
 
     def _status(self, champion: int | None) -> ModelStatus:
@@ -159,6 +175,8 @@ class ServedModel:
 
     def _state(self, version: int) -> tuple[VersionState, str]:
         refusal = self.refusals.get(version)
+        if self.unloaded:
+            return VersionState.UNLOADED, "unloaded"
         if version in self.executors:
             if refusal is not None:
                 return VersionState.READY, f"its changed files are refused: {refusal}"
@@ -168,3 +186,7 @@ class ServedModel:
         if refusal is not None:
             return VersionState.FAILED, refusal
         return VersionState.UNLOADED, "unloaded"
+
+
+def _config_of(fingerprint: Fingerprint) -> Fingerprint:
+    return tuple(entry for entry in fingerprint if entry[0] == _CONFIG)

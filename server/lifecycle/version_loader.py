@@ -11,6 +11,8 @@ from ..inference.executor import Executor
 from ..inference.observation import Tap
 from ..inference.onnx_session import LoadError, one_line
 from ..inference.servable import Servable
+from . import model_config
+from .model_config import ModelConfigFile
 
 _logger = logging.getLogger(__name__)
 
@@ -31,12 +33,21 @@ class VersionLoader:
         self._batching = batching
         self._tap_factory = tap_factory
         self._load = load
+        self._told: dict[str, str] = {}  # what was said about each model's config.pbtxt
 
     def load(self, directory: ModelDirectory, version: int) -> Executor:
         """A started executor of the version. Raises LoadError, whatever went wrong."""
         try:
-            servable = self._load(directory, version, managed=directory.is_managed())
-            executor = Executor(servable, self._batching, tap=self._make_tap(servable))
+            managed = directory.is_managed()
+            config = model_config.read(directory.path)
+            self._tell(directory.name, config, managed)
+            servable = self._load(directory, version, managed=managed)
+            if reason := model_config.mismatch(config.settings, servable.signature):
+                servable.close()
+                raise LoadError(reason)
+            servable.configure(config.settings)
+            batching = config.settings.batching(self._batching)
+            executor = Executor(servable, batching, tap=self._make_tap(servable))
             executor.start()
         except LoadError:
             raise
@@ -56,6 +67,16 @@ class VersionLoader:
             else:
                 _logger.warning("%r: left computing after %s s", executor, _RETIRE_TIMEOUT_S)
         _trim_memory()
+
+    def _tell(self, model: str, config: ModelConfigFile, managed: bool) -> None:
+        """Names what is not honoured: once, and again when that changes."""
+        ignored = list(config.ignored)
+        if managed and config.says_version_policy:
+            ignored.append("version_policy (the champion and the previous one are loaded)")
+        text = ", ".join(ignored)
+        if text and text != self._told.get(model):
+            _logger.warning("model '%s': %s: not honoured: %s", model, model_config.FILE_NAME, text)
+        self._told[model] = text
 
     def _make_tap(self, servable: Servable) -> Tap | None:
         if self._tap_factory is None:

@@ -52,6 +52,14 @@ class ModelStatus:
 
 
 @dataclass(frozen=True)
+class VersionPolicy:
+    """Which versions of an unmanaged model are loaded; the highest of them answers."""
+
+    latest: int = 1  # so many of the highest; 0: no limit
+    only: frozenset[int] | None = None  # of these alone
+
+
+@dataclass(frozen=True)
 class OnDisk:
     """A model directory as it was found."""
 
@@ -59,6 +67,7 @@ class OnDisk:
     versions: tuple[int, ...]  # ascending
     state: State
     extra: tuple[int, ...] = ()  # versions that the operator wants loaded
+    policy: VersionPolicy = VersionPolicy()  # of a model that is not managed
 
 
 @dataclass(frozen=True)
@@ -81,23 +90,30 @@ class Plan:
     retire: tuple[int, ...]
 
 
-def plan(disk: OnDisk, have: Have, pinned: Collection[int] = ()) -> Plan:
-    """`pinned` versions are about to be promoted: they stay whatever the rest says."""
+def plan(disk: OnDisk, have: Have, pinned: Collection[int] = (), *, unloaded: bool = False) -> Plan:
+    """`pinned` versions are about to be promoted: they stay whatever the rest says. `unloaded`: an
+    operator wants nothing of the model to answer."""
     if disk.managed:
         champion = disk.state.champion
         order = [champion, disk.state.previous, *disk.extra]
         wanted = [version for version in order if version is not None]
     else:
-        # The highest version, or the highest one that can be loaded.
-        champion = disk.versions[-1] if disk.versions else None
+        # The highest versions, or the highest ones that can be loaded.
+        only = disk.policy.only
+        allowed = [version for version in disk.versions if only is None or version in only]
+        champion = allowed[-1] if allowed else None
         wanted = []
-        for version in reversed(disk.versions):
+        good = 0
+        for version in reversed(allowed):
             wanted.append(version)
-            if version in have.ready or version not in have.failed:
+            good += version in have.ready or version not in have.failed
+            if good == disk.policy.latest:
                 break
         wanted += [version for version in disk.extra if version in disk.versions]
+    if unloaded:
+        wanted = []
     wanted = list(dict.fromkeys([*wanted, *pinned]))
-    serve = _serving(champion, wanted, have)
+    serve = None if unloaded else _serving(champion, wanted, have)
     load = [
         version
         for version in wanted

@@ -7,7 +7,7 @@ loop and must not block it; a call that the client cancelled, or whose deadline 
 as an asyncio task.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -33,4 +33,16 @@ class StreamHandler:
     handle: Callable[[bytes, CallContext], AsyncIterator[bytes]]
 
 
-Handler = UnaryHandler | StreamHandler
+@dataclass(frozen=True, slots=True)
+class BidiHandler:
+    """Any number of requests, any number of replies; both iterators end when the client leaves."""
+
+    handle: Callable[[AsyncIterator[bytes], CallContext], AsyncIterator[bytes]]
+
+
+Handler = UnaryHandler | StreamHandler | BidiHandler
+
+
+def services_of(methods: Iterable[str]) -> set[str]:
+    """The full names of the services that full method names belong to."""
+    return {method.split("/")[1] for method in methods}

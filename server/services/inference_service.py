@@ -33,10 +33,18 @@ from ..inference.request_queue import Call, Outcome, QueueClosedError
 from ..inference.wire import ReplyEncoder, decode_request
 from ..lifecycle.version_plan import ModelStatus, VersionState
 from .handlers import CallContext, Handler, UnaryHandler
+from .protocol import SERVICE
 
-SERVICE = "inference.GRPCInferenceService"
 SERVER_NAME = "trimtab"
-EXTENSIONS = ("binary_tensor_data", "parameters")
+EXTENSIONS = (
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "logging",
+)
 _LOOKUPS = 100  # swaps that one request may meet; each takes a load, so never
 
 
@@ -48,8 +56,6 @@ class Models(Protocol):
     def ready(self) -> bool: ...
 
     def status(self, model: str) -> ModelStatus | None: ...
-
-    def statuses(self) -> tuple[ModelStatus, ...]: ...
 
 
 class _AsyncCall(Call):
@@ -109,9 +115,12 @@ class InferenceService:
                 "ServerMetadata": self._server_metadata,
                 "ModelMetadata": self._model_metadata,
                 "ModelInfer": self._model_infer,
-                "RepositoryIndex": self._repository_index,
             }.items()
         }
+
+    def ready(self) -> bool:
+        """Whether predictions are answered, by every model that should."""
+        return self._accepting and self._models.ready()
 
     def stop_accepting(self) -> None:
         """From now on predictions are refused; those under way are finished."""
@@ -126,7 +135,8 @@ class InferenceService:
                 raise UnavailableError(SHUTTING_DOWN)
             executor = self._models.resolve(message.model_name, message.model_version)
             decoded = decode_request(message, executor.servable, self._max_request_rows)
-            deadline, expiry = _limit(context.deadline, decoded.timeout_us)
+            timeout_us = executor.servable.settings.timeout_us(decoded.timeout_us)
+            deadline, expiry = _limit(context.deadline, timeout_us)
             call = _AsyncCall(
                 id=message.id or f"{self._id_prefix}-{next(self._id_counter):x}",
                 inputs=decoded.inputs,
@@ -170,8 +180,7 @@ class InferenceService:
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
     async def _server_ready(self, request: bytes, context: CallContext) -> bytes:
-        ready = self._accepting and self._models.ready()
-        return pb.ServerReadyResponse(ready=ready).SerializeToString()
+        return pb.ServerReadyResponse(ready=self.ready()).SerializeToString()
 
     async def _model_ready(self, request: bytes, context: CallContext) -> bytes:
         message = pb.ModelReadyRequest()
@@ -210,32 +219,6 @@ class InferenceService:
             for spec in specs:
                 field.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
         return reply.SerializeToString()
-
-    async def _repository_index(self, request: bytes, context: CallContext) -> bytes:
-        message = pb.RepositoryIndexRequest()
-        _parse(message, request)
-        reply = pb.RepositoryIndexResponse()
-        for status in self._models.statuses():
-            for each in status.versions:
-                if message.ready and each.state is not VersionState.READY:
-                    continue
-                reply.models.add(
-                    name=status.model,
-                    version=str(each.version),
-                    state=_INDEX_STATES[each.state],
-                    reason=each.reason,
-                )
-            if not status.versions and not message.ready:
-                reply.models.add(name=status.model, state="UNAVAILABLE", reason=status.reason)
-        return reply.SerializeToString()
-
-
-_INDEX_STATES = {
-    VersionState.LOADING: "LOADING",
-    VersionState.READY: "READY",
-    VersionState.UNLOADED: "UNAVAILABLE",
-    VersionState.FAILED: "UNAVAILABLE",
-}
 
 
 def _limit(deadline: float | None, timeout_us: int) -> tuple[float | None, Exception | None]:

@@ -54,6 +54,55 @@ def arguments(case: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def operations(client: Any) -> dict[str, Any]:
+    """What every other method of the client comes to: its reply as JSON, or status and text."""
+
+    def attempt(call: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return call(*arguments, **options)
+        except InferenceServerException as error:
+            return [error.status(), error.message()]
+
+    json_of = functools.partial(attempt, as_json=True)
+    return {
+        "config": json_of(client.get_model_config, "flights"),
+        "config of a version": json_of(client.get_model_config, "fixed", "3"),
+        "config of a file": json_of(client.get_model_config, "limited"),
+        "config of nothing": json_of(client.get_model_config, "nope"),
+        "statistics": json_of(client.get_inference_statistics, "logistic"),
+        "statistics of a version": json_of(client.get_inference_statistics, "logistic", "1"),
+        "statistics of all": json_of(client.get_inference_statistics),
+        "statistics of nothing": json_of(client.get_inference_statistics, "nope"),
+        "unload": attempt(client.unload_model, "limited", unload_dependents=True),
+        "unloaded": [client.is_server_ready(), client.is_model_ready("limited")],
+        "index": json_of(client.get_model_repository_index),
+        "load": attempt(client.load_model, "limited"),
+        "loaded": [client.is_server_ready(), client.is_model_ready("limited")],
+        "load of nothing": attempt(client.load_model, "nope"),
+        "load of a config": attempt(client.load_model, "limited", config="{}"),
+        "load of files": attempt(
+            client.load_model, "limited", config="{}", files={"file:1/model.onnx": b"x"}
+        ),
+        "trace": json_of(client.get_trace_settings),
+        "trace of a model": json_of(client.get_trace_settings, "flights"),
+        "trace off": json_of(client.update_trace_settings, None, {"trace_level": "OFF"}),
+        "trace cleared": json_of(client.update_trace_settings, None, {"trace_level": None}),
+        "trace on": json_of(client.update_trace_settings, None, {"trace_level": ["TENSORS"]}),
+        "log": json_of(client.get_log_settings),
+        "log more": json_of(client.update_log_settings, {"log_verbose_level": 1}),
+        "log less": json_of(
+            client.update_log_settings, {"log_verbose_level": 0, "log_info": False}
+        ),
+        "log file": json_of(client.update_log_settings, {"log_file": "/tmp/log"}),
+        "system": json_of(client.get_system_shared_memory_status),
+        "system unregistered": attempt(client.unregister_system_shared_memory),
+        "system registered": attempt(client.register_system_shared_memory, "r", "/r", 64),
+        "cuda": json_of(client.get_cuda_shared_memory_status),
+        "cuda unregistered": attempt(client.unregister_cuda_shared_memory, "r"),
+        "cuda registered": attempt(client.register_cuda_shared_memory, "r", b"", 0, 64),
+    }
+
+
 def main() -> None:
     port, job_file, inputs_file, facts_file, outputs_file = sys.argv[1:]
     job = json.loads(Path(job_file).read_text())
@@ -102,6 +151,7 @@ def main() -> None:
             facts["errors"][case["name"]] = ["OK", ""]
         except InferenceServerException as error:
             facts["errors"][case["name"]] = [error.status(), error.message()]
+    facts["operations"] = operations(client)
     client.close()
     Path(facts_file).write_text(json.dumps(facts))
     np.savez(outputs_file, **outputs)

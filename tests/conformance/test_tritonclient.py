@@ -28,6 +28,16 @@ NUMERIC: dict[str, NDArray[Any]] = {
     "BOOL": np.array([[True, False], [False, True]]),
 }
 WORDS = np.array([["EWR", ""], ["Zürich", "a\nb"]])
+LIMITED = """
+name: "limited"
+backend: "onnxruntime"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 2 ] } ]
+instance_group [ { count: 2 kind: KIND_CPU } ]
+dynamic_batching { max_queue_delay_microseconds: 100 }
+parameters { key: "team" value { string_value: "us" } }
+"""
 
 
 @dataclass
@@ -114,6 +124,8 @@ def session(tmp_path_factory: pytest.TempPathFactory, client_python: Path) -> Se
     models.publish(models_dir, "flights", models.flights())
     models.write(models_dir / "scalar/1", models.identity([("FP32", [])]))
     models.write(models_dir / "fixed/3", models.identity([("FP32", [2, 3])]))
+    models.write(models_dir / "limited/1", models.scaled(2.0))
+    (models_dir / "limited/config.pbtxt").write_text(LIMITED)
 
     work = tmp_path_factory.mktemp("client")
     cases, errors = good_cases(), bad_cases()
@@ -131,7 +143,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, client_python: Path) -> Se
     (work / "job.json").write_text(json.dumps(job))
     np.savez(work / "inputs.npz", **inputs)
     files = [str(work / name) for name in ("job.json", "inputs.npz", "facts.json", "outputs.npz")]
-    with served(models_dir) as server:
+    with served(models_dir, model_control=True) as server:
         done = subprocess.run(
             [str(client_python), str(SCRIPT), str(server.port), *files],
             capture_output=True,
@@ -281,3 +293,142 @@ def test_a_wrong_request_gets_its_status_and_text(
     session: Session, name: str, code: str, text: str
 ) -> None:
     assert session.facts["errors"][name] == [f"StatusCode.{code}", text]
+
+
+# -- the rest of the client
+
+
+def operation(session: Session, name: str) -> Any:
+    return session.facts["operations"][name]
+
+
+def test_the_configuration_of_a_model(session: Session) -> None:
+    config = operation(session, "config")["config"]
+    assert (config["name"], config["platform"], config["backend"]) == (
+        "flights",
+        "onnxruntime_onnx",
+        "onnxruntime",
+    )
+    assert config["max_batch_size"] == 65536 and "dynamic_batching" in config
+    assert config["input"] == [
+        {"name": "numeric", "data_type": "TYPE_FP32", "dims": ["2"]},
+        {"name": "categorical", "data_type": "TYPE_STRING", "dims": ["1"]},
+    ]
+    assert [each["data_type"] for each in config["output"]] == [
+        "TYPE_FP32",
+        "TYPE_STRING",
+        "TYPE_BOOL",
+    ]
+    assert config["version_policy"] == {"specific": {"versions": ["1"]}}
+
+
+def test_a_model_without_a_batch_dimension_says_so(session: Session) -> None:
+    config = operation(session, "config of a version")["config"]
+    assert "max_batch_size" not in config and "dynamic_batching" not in config
+    assert config["input"] == [{"name": "in0", "data_type": "TYPE_FP32", "dims": ["2", "3"]}]
+    assert config["version_policy"] == {"latest": {"num_versions": 1}}
+
+
+def test_a_config_pbtxt_is_honoured_and_reported(session: Session) -> None:
+    config = operation(session, "config of a file")["config"]
+    assert config["max_batch_size"] == 8
+    assert config["dynamic_batching"] == {"max_queue_delay_microseconds": "100"}
+    assert config["parameters"] == {"team": {"string_value": "us"}}
+
+
+def test_statistics_count_what_was_answered_in_equal_counts(session: Session) -> None:
+    (entry,) = operation(session, "statistics")["model_stats"]
+    (same,) = operation(session, "statistics of a version")["model_stats"]
+    assert entry == same and (entry["name"], entry["version"]) == ("logistic", "1")
+    stats = entry["inference_stats"]
+    answered = 2 * sum(each["model"] == "logistic" for each in session.cases)
+    counts = [
+        int(stats[key]["count"])
+        for key in ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    ]
+    assert counts == [answered] * 5
+    rows = 2 * sum(
+        len(each["inputs"]["input"]) for each in session.cases if each["model"] == "logistic"
+    )
+    assert int(entry["inference_count"]) == rows
+    assert int(entry["execution_count"]) > 0 and int(entry["last_inference"]) > 1.6e12
+    assert entry["batch_stats"]
+    everything = operation(session, "statistics of all")["model_stats"]
+    assert {"logistic", "flights", "scalar", "limited"} <= {each["name"] for each in everything}
+    assert all(each["version"].isdigit() for each in everything)
+
+
+def test_a_model_is_unloaded_and_loaded(session: Session) -> None:
+    assert operation(session, "unload") is None and operation(session, "load") is None
+    assert operation(session, "unloaded") == [True, False]
+    assert operation(session, "loaded") == [True, True]
+    index = {entry["name"]: entry for entry in operation(session, "index")["models"]}
+    assert index["limited"] == {
+        "name": "limited",
+        "version": "1",
+        "state": "UNAVAILABLE",
+        "reason": "unloaded",
+    }
+
+
+def test_trace_and_log_settings(session: Session) -> None:
+    settings = operation(session, "trace")["settings"]
+    assert settings["trace_level"] == {"value": ["OFF"]}
+    for name in ("trace of a model", "trace off", "trace cleared"):
+        assert operation(session, name)["settings"] == settings
+    log = operation(session, "log")["settings"]
+    assert log["log_error"] == {"bool_param": True} and log["log_file"] == {"string_param": ""}
+    more = operation(session, "log more")["settings"]
+    assert more["log_verbose_level"] == {"uint32_param": 1}
+    less = operation(session, "log less")["settings"]
+    assert less["log_verbose_level"] == {"uint32_param": 0}
+    assert (less["log_info"], less["log_warning"]) == ({"bool_param": False}, {"bool_param": True})
+
+
+def test_shared_memory_is_empty_and_can_be_tidied_up(session: Session) -> None:
+    for kind in ("system", "cuda"):
+        assert operation(session, kind) == {}
+        assert operation(session, f"{kind} unregistered") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "text"),
+    [
+        ("config of nothing", "NOT_FOUND", "Request for unknown model: 'nope' is not found"),
+        ("statistics of nothing", "NOT_FOUND", "Request for unknown model: 'nope' is not found"),
+        (
+            "load of nothing",
+            "INTERNAL",
+            "failed to load 'nope', failed to poll from model repository",
+        ),
+        (
+            "load of a config",
+            "UNIMPLEMENTED",
+            ("a load takes the model as its directory has it: parameter 'config' is not supported"),
+        ),
+        (
+            "load of files",
+            "UNIMPLEMENTED",
+            ("a load takes the model as its directory has it: parameter 'config' is not supported"),
+        ),
+        (
+            "trace on",
+            "UNIMPLEMENTED",
+            "tracing is not supported: trace_level can only be 'OFF'",
+        ),
+        (
+            "log file",
+            "UNIMPLEMENTED",
+            (
+                "log_file '/tmp/log' is not supported: the server logs to standard error, in its "
+                "own format"
+            ),
+        ),
+        ("system registered", "UNIMPLEMENTED", "shared memory is not supported"),
+        ("cuda registered", "UNIMPLEMENTED", "shared memory is not supported"),
+    ],
+)
+def test_an_operation_that_cannot_be_gets_its_status_and_text(
+    session: Session, name: str, code: str, text: str
+) -> None:
+    assert operation(session, name) == [f"StatusCode.{code}", text]

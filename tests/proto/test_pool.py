@@ -2,18 +2,21 @@
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from trimtab.proto import admin_pb2, open_inference_pb2
+from trimtab.proto import admin_pb2, model_config_pb2, open_inference_pb2
 
 
 def test_the_same_message_names_in_protobufs_default_pool_do_not_clash() -> None:
     """What importing tritonclient does: `inference.ModelInferRequest` into the default pool."""
-    ours = descriptor_pb2.FileDescriptorProto()
-    open_inference_pb2.DESCRIPTOR.CopyToProto(ours)
-    theirs = descriptor_pb2.FileDescriptorProto()
-    theirs.CopyFrom(ours)
-    theirs.name = "grpc_service.proto"
     pool = descriptor_pool.Default()
-    pool.Add(theirs)
+    for ours, name in (
+        (model_config_pb2.DESCRIPTOR, "model_config.proto"),
+        (open_inference_pb2.DESCRIPTOR, "grpc_service.proto"),
+    ):
+        theirs = descriptor_pb2.FileDescriptorProto()
+        ours.CopyToProto(theirs)
+        theirs.name = name
+        theirs.dependency[:] = ["model_config.proto" for _ in theirs.dependency]
+        pool.Add(theirs)
     their_request = message_factory.GetMessageClass(
         pool.FindMessageTypeByName("inference.ModelInferRequest")
     )

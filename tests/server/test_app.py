@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests import models
-from tests.live import infer_request, unary
-from trimtab.proto import admin_pb2
+from tests.live import conversation, infer_request, stream, unary
+from trimtab.proto import admin_pb2, health_pb2, reflection_pb2
 from trimtab.server.app import Application, Listening
 from trimtab.server.config import ListenConfig, ServerConfig
 from trimtab.server.inference.executor import SHUTTING_DOWN

@@ -386,6 +386,7 @@ def test_serve_options_become_settings_over_the_file_and_the_set_options(
     )
     assert result.exit_code == 0, result.output
     ((config, options),) = served
+    assert config.server.model_control
     assert (config.server.port, config.server.host, config.server.watch) == (9001, "::", False)
     assert config.server.frontend == "portable"
     assert (config.server.metrics, config.server.metrics_port) == (False, 9002)

@@ -134,6 +134,8 @@ def test_at_the_start_the_champion_and_the_previous_one_are_loaded(world: World)
     assert world.predict() == 3.0 and world.predict("1") == 1.0
     assert world.champions == [("m", 3)]
     assert [event[:3] for event in world.events] == [("loaded", "m", 3), ("loaded", "m", 1)]
+    resolve = world.manager.resolve
+    assert world.manager.loaded() == (("m", 1, resolve("m", "1")), ("m", 3, resolve("m", "3")))
 
 
 def test_versions_that_the_operator_wants_are_loaded_too(world: World) -> None:

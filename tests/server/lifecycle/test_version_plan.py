@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.registry.state import State
-from trimtab.server.lifecycle.version_plan import Have, OnDisk, plan
+from trimtab.server.lifecycle.version_plan import Have, OnDisk, VersionPolicy, plan
 
 
 def managed(
@@ -138,3 +138,42 @@ def test_following_the_plan_settles(ready: set[int]) -> None:
         serving = decided.serve
         ready = ready | {decided.load[0]} if decided.load else ready - set(decided.retire)
     assert (ready, serving) == ({2, 3}, 3)
+
+
+# -- what a model's config.pbtxt and an operator's unload say
+
+
+def with_policy(policy: VersionPolicy, *versions: int) -> OnDisk:
+    return OnDisk(False, versions, State(), policy=policy)
+
+
+def test_the_latest_versions_are_loaded_and_the_highest_answers() -> None:
+    decided = plan(with_policy(VersionPolicy(latest=2), 1, 2, 3), have(ready={3, 2, 1}))
+    assert (decided.champion, decided.serve, decided.retire) == (3, 3, (1,))
+
+
+def test_a_version_that_does_not_load_is_none_of_the_latest() -> None:
+    assert plan(with_policy(VersionPolicy(latest=2), 1, 2, 3), have(failed={3})).load == (2, 1)
+
+
+def test_all_versions_are_loaded_the_highest_first() -> None:
+    assert plan(with_policy(VersionPolicy(latest=0), 1, 2, 3), have()).load == (3, 2, 1)
+
+
+def test_of_specific_versions_those_that_are_there_are_loaded_and_the_highest_answers() -> None:
+    policy = VersionPolicy(latest=0, only=frozenset([1, 2, 9]))
+    decided = plan(with_policy(policy, 1, 2, 3), have(ready={3}, serving=3))
+    assert (decided.champion, decided.load, decided.serve) == (2, (2, 1), 3)
+    assert plan(with_policy(policy, 3), have()).champion is None
+
+
+@pytest.mark.parametrize("disk", [managed(3, 2, extra=(1,)), unmanaged(2, 3)])
+def test_of_an_unloaded_model_nothing_is_loaded_and_nothing_answers(disk: OnDisk) -> None:
+    decided = plan(disk, have(ready={3, 2}, serving=3), unloaded=True)
+    assert (decided.champion, decided.load, decided.serve) == (3, (), None)
+    assert decided.retire == (2, 3)
+
+
+def test_a_version_about_to_be_promoted_stays_loaded_and_silent_in_an_unloaded_model() -> None:
+    decided = plan(managed(3, 2), have(ready={4}), pinned=[4], unloaded=True)
+    assert (decided.serve, decided.retire) == (None, ())

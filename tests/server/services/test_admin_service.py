@@ -323,6 +323,7 @@ def test_a_message_that_is_none_is_refused(admin: Admin) -> None:
                 if isinstance(handler, UnaryHandler):
                     await handler.handle(b"\xff\xff", CallContext())
                 else:
+                    assert isinstance(handler, StreamHandler)
                     await anext(aiter(handler.handle(b"\xff\xff", CallContext())))
             assert name.startswith("/trimtab.v1.Admin/")
 

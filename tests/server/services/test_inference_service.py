@@ -17,6 +17,7 @@ from tests.live import LiveServer, infer_request, live_server, unary
 from trimtab.proto import open_inference_pb2 as pb
 from trimtab.server.config import BatchingConfig
 from trimtab.server.inference.executor import SHUTTING_DOWN
+from trimtab.server.inference.model_settings import ModelSettings
 from trimtab.server.inference.servable import Servable
 
 Status = grpc.StatusCode
@@ -429,6 +430,25 @@ def test_the_timeout_parameter_bounds_the_wait_in_the_queue(tmp_path: Path) -> N
     serve(tmp_path, body)
 
 
+def test_a_model_may_bound_the_wait_of_every_request(tmp_path: Path) -> None:
+    models.publish(tmp_path, "m", models.scaled(1.0))
+
+    async def body(server: LiveServer) -> None:
+        executor = server.manager.resolve("m", "")
+        gate = Gate(executor.servable, asyncio.get_running_loop())
+        request = infer_request("m", {"x": x([1, 2])})
+        first = asyncio.ensure_future(server.client.infer(request))  # has all the time there is
+        await gate.running.wait()
+        executor.servable.configure(ModelSettings(default_timeout_us=1))
+        late = asyncio.ensure_future(server.client.refusal(request))
+        await waiting(server, 1)
+        gate.open()
+        assert await late == (Status.UNAVAILABLE, "Request timeout expired")
+        await first
+
+    serve(tmp_path, body)
+
+
 # -- swaps
 
 
@@ -571,6 +591,15 @@ def test_metadata(tmp_path: Path) -> None:
             await server.client.call("ServerMetadata", pb.ServerMetadataRequest())
         )
         assert (about.name, about.version) == ("trimtab", "1.2.3")
+        assert list(about.extensions) == [
+            "model_repository",
+            "model_repository(unload_dependents)",
+            "model_configuration",
+            "binary_tensor_data",
+            "parameters",
+            "statistics",
+            "logging",
+        ]
         model = pb.ModelMetadataResponse.FromString(
             await server.client.call("ModelMetadata", pb.ModelMetadataRequest(name="m"))
         )
@@ -586,36 +615,5 @@ def test_metadata(tmp_path: Path) -> None:
             ("label", "BYTES", [-1, 1]),
             ("positive", "BOOL", [-1, 1]),
         ]
-
-    serve(tmp_path, body)
-
-
-def test_the_index_lists_every_version_with_its_state_and_reason(tmp_path: Path) -> None:
-    models.publish(tmp_path, "m", models.scaled(1.0))
-    models.write(tmp_path / "m/2", b"garbage")
-    models.write(tmp_path / "plain/3", models.scaled(1.0))
-    models.publish(tmp_path, "spare", models.scaled(1.0), champion_if_first=False)
-    (tmp_path / "empty").mkdir()
-
-    async def body(server: LiveServer) -> None:
-        async def index(ready: bool) -> list[tuple[str, str, str, str]]:
-            message = pb.RepositoryIndexRequest(ready=ready)
-            reply = pb.RepositoryIndexResponse.FromString(
-                await server.client.call("RepositoryIndex", message)
-            )
-            return [(m.name, m.version, m.state, m.reason) for m in reply.models]
-
-        everything = await index(ready=False)
-        assert [entry[:3] for entry in everything] == [
-            ("empty", "", "UNAVAILABLE"),
-            ("m", "1", "READY"),
-            ("m", "2", "UNAVAILABLE"),
-            ("plain", "3", "READY"),
-            ("spare", "1", "UNAVAILABLE"),
-        ]
-        assert everything[0][3] == "no versions"
-        assert "manifest.json: missing" in everything[2][3]
-        assert everything[4][3] == "unloaded"
-        assert [entry[:2] for entry in await index(ready=True)] == [("m", "1"), ("plain", "3")]
 
     serve(tmp_path, body)

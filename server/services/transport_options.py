@@ -1,0 +1,87 @@
+"""What both frontends take beside an address and handlers: limits, compression, TLS, keepalive."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..config import ListenConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """PEM, found to belong together."""
+
+    cert: bytes
+    key: bytes
+    client_ca: bytes  # empty: clients need no certificate
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOptions:
+    """The meaning of each is that of its namesake in the section [server] of the settings."""
+
+    max_message_bytes: int = 64 * 1024 * 1024
+    compression: Literal["none", "gzip", "deflate"] = "none"
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    keepalive_s: float = 7200.0
+    keepalive_timeout_s: float = 20.0
+    max_concurrent_streams: int = 0
+
+    @classmethod
+    def of(cls, listen: ListenConfig) -> "TransportOptions":
+        return cls(
+            max_message_bytes=listen.max_message_bytes,
+            compression=listen.compression,
+            tls_cert=listen.tls_cert,
+            tls_key=listen.tls_key,
+            tls_client_ca=listen.tls_client_ca,
+            keepalive_s=listen.keepalive_s,
+            keepalive_timeout_s=listen.keepalive_timeout_s,
+            max_concurrent_streams=listen.max_concurrent_streams,
+        )
+
+    @classmethod
+    def of_size(cls, max_message_bytes: int | None) -> "TransportOptions":
+        return cls() if max_message_bytes is None else cls(max_message_bytes=max_message_bytes)
+
+    def certificates(self) -> Certificates | None:
+        """Reads the files; None without TLS. Raises OSError, which names the setting and the file."""
+        for name, needed in (
+            ("tls_cert", "tls_key"),
+            ("tls_key", "tls_cert"),
+            ("tls_client_ca", "tls_cert"),
+        ):
+            if getattr(self, name) and not getattr(self, needed):
+                raise OSError(f"{name} = {getattr(self, name)}: needs {needed} beside it")
+        if not self.tls_cert:
+            return None
+        found = Certificates(
+            _read("tls_cert", self.tls_cert),
+            _read("tls_key", self.tls_key),
+            _read("tls_client_ca", self.tls_client_ca) if self.tls_client_ca else b"",
+        )
+        # gRPC would only say on standard error that it cannot, and not of which file.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        where = f"tls_cert = {self.tls_cert}, tls_key = {self.tls_key}"
+        try:
+            context.load_cert_chain(self.tls_cert, self.tls_key, _no_password)
+            if self.tls_client_ca:
+                where = f"tls_client_ca = {self.tls_client_ca}"
+                context.load_verify_locations(self.tls_client_ca)
+        except (ssl.SSLError, ValueError) as error:
+            raise OSError(f"{where}: cannot be used: {error}") from error
+        return found
+
+
+def _read(name: str, file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise OSError(f"{name} = {file}: cannot be read: {error.strerror}") from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; a server has nobody to ask for the password")
