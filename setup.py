@@ -13,13 +13,10 @@ CFLAGS = ["-O3", "-g0", "-ffp-contract=off"]
 CXXFLAGS = [*CFLAGS, "-std=c++17"]
 
 # The extensions in C++, and what each is made of beside its .pyx. The others are C.
+INFER_MESSAGE = ["infer_decode.cpp", "infer_encode.cpp", "parsed_request.cpp", "typed_contents.cpp"]
 CXX_SOURCES: dict[str, list[str]] = {
-    "infer_message": [
-        "infer_decode.cpp",
-        "infer_encode.cpp",
-        "parsed_request.cpp",
-        "typed_contents.cpp",
-    ],
+    "infer_message": INFER_MESSAGE,
+    "data_plane": [*INFER_MESSAGE, "plane.cpp", "request_queue.cpp", "served_version.cpp"],
 }
 
 

@@ -27,3 +27,11 @@ def columns(raw: Buffer, columns: int) -> list[tuple[NDArray[np.int32], bytes]]:
 
 def split(raw: Buffer, row_counts: Sequence[int], columns: int) -> list[bytes]:
     """Cuts the tensor of a batch into those of its calls; their rows must add up to the batch."""
+
+def repeat(
+    data: bytes, ends: NDArray[np.int32], times: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], bytes]:
+    """Arrow's offsets and bytes of strings that lie one after another in `data`, each repeated.
+
+    Raises ValueError where the strings do not lie in `data`, or beyond 2 GiB.
+    """

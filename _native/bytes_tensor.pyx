@@ -8,7 +8,7 @@ run without the GIL. Stateless: any thread may call anything.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 
 import numpy as np
@@ -201,3 +201,36 @@ def split(raw not None, row_counts not None, Py_ssize_t columns):
         return parts
     finally:
         PyBuffer_Release(&view)
+
+
+def repeat(bytes data not None, const int32_t[::1] ends not None, const int64_t[::1] times not None):
+    cdef Py_ssize_t count = ends.shape[0], index, rows = 0, size = 0, row = 0, length
+    cdef int64_t again
+    cdef int32_t start = 0, at = 0
+    if times.shape[0] != count:
+        raise ValueError(f"{count} strings and {times.shape[0]} counts")
+    for index in range(count):
+        if ends[index] < start or times[index] < 0:
+            raise ValueError(f"string {index} ends before it begins, or is wanted less than 0 times")
+        size += (ends[index] - start) * times[index]
+        rows += times[index]
+        start = ends[index]
+    if start > PyBytes_GET_SIZE(data) or size > MAX_COLUMN:
+        raise ValueError(f"{count} strings repeated to {size} bytes: the limit is {MAX_COLUMN}")
+    offsets = np.empty(rows + 1, np.int32)
+    cdef int32_t[::1] out = offsets
+    repeated = PyBytes_FromStringAndSize(NULL, size)
+    cdef char *to = PyBytes_AS_STRING(repeated)
+    cdef const char *source = PyBytes_AS_STRING(data)
+    with nogil:
+        out[0] = 0
+        start = 0
+        for index in range(count):
+            length = ends[index] - start
+            for again in range(times[index]):
+                memcpy(to + at, source + start, length)
+                at += <int32_t> length
+                row += 1
+                out[row] = at
+            start = ends[index]
+    return offsets, repeated

@@ -24,7 +24,7 @@ from trimtab.server.config import DriftConfig, TrafficConfig
 from trimtab.server.drift.drift_monitor import DriftMonitor
 from trimtab.server.drift.drift_report import WindowSnapshot, evaluate
 from trimtab.server.drift.yardstick import Yardstick
-from trimtab.server.inference.observation import ObservedBatch, ObservedCall
+from trimtab.server.inference.observation import ObservedBatch, ObservedCall, ObservedCalls
 from trimtab.server.inference.tensor import Tensor
 from trimtab.server.logs import arrow_frame
 from trimtab.server.logs.traffic_log import TrafficLog
@@ -60,7 +60,7 @@ def make_batch(random: np.random.Generator, rows: int, calls: int) -> ObservedBa
     return ObservedBatch(
         model="m",
         version=1,
-        calls=tuple(
+        calls=ObservedCalls.of(
             ObservedCall(f"abcdef0123456789-{index}", rows // calls, None, 1_700_000_000_000)
             for index in range(calls)
         ),

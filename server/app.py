@@ -39,6 +39,7 @@ from .services.inference_service import InferenceService
 from .services.metrics_collector import MetricsCollector
 from .services.metrics_server import MetricsServer
 from .services.model_configuration import ModelConfigurationService
+from .services.model_infer import ModelInfer
 from .services.model_repository_service import ModelRepositoryService
 from .services.model_statistics import ModelStatisticsService
 from .services.portable_frontend import PortableFrontend
@@ -99,9 +100,9 @@ class Application:
         )
         self._inference = InferenceService(
             self._models,
-            max_request_rows=config.batching.max_request_rows,
             server_version=version("trimtab"),
         )
+        infer = ModelInfer(self._models.plane)
         feedback = FeedbackService(
             self._known,
             self._control.model,
@@ -126,7 +127,7 @@ class Application:
         )
         self._inference_frontend = PortableFrontend(
             _address(listen.host, listen.port),
-            self._described(for_clients),
+            self._described({**infer.handlers(), **for_clients}),
             max_message_bytes=listen.max_message_bytes,
         )
         self._admin_frontend = PortableFrontend(
@@ -189,6 +190,7 @@ class Application:
         grace = self._config.server.grace_s if grace_s is None else grace_s
         ends = asyncio.get_running_loop().time() + grace
         self._inference.stop_accepting()
+        self._models.stop_accepting()
         self._health.stop()
         self._admin.stop_waiting()
         self._events.close()

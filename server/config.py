@@ -96,7 +96,9 @@ class TrafficConfig:
     queue_rows: int = _setting(262_144, "rows that may wait to be written; more are dropped", low=1)
     segment_rows: int = _setting(500_000, "rows after which a new file begins", low=1)
     max_rows_per_s: int = _setting(
-        50_000, "rows that are logged per second on average, further ones are dropped; 0: all", low=0
+        50_000,
+        "rows that are logged per second on average, further ones are dropped; 0: all",
+        low=0,
     )
     keep_days: int = _setting(90, "days of event time that the log keeps", low=1)
 

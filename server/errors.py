@@ -45,6 +45,14 @@ class UnsupportedError(TrimtabError):
     """The protocol has it, this server does not."""
 
 
+class RefusedError(TrimtabError):
+    """The data plane refused the request, with a gRPC status of its own."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 _STATUS: dict[type[TrimtabError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
@@ -57,8 +65,18 @@ _STATUS: dict[type[TrimtabError], grpc.StatusCode] = {
 }
 
 
+_BY_CODE = {status.value[0]: status for status in grpc.StatusCode}
+
+
+def code_of(error: BaseException) -> int:
+    """The number of an error's gRPC status."""
+    return int(status_of(error).value[0])
+
+
 def status_of(error: BaseException) -> grpc.StatusCode:
     """The gRPC status of an error; INTERNAL for whatever is not a TrimtabError."""
+    if isinstance(error, RefusedError):
+        return _BY_CODE[error.code]
     for kind in type(error).__mro__:
         if kind in _STATUS:
             return _STATUS[kind]

@@ -1,19 +1,16 @@
-"""Stand-ins for what tests want to steer: time, the model, the one who waits for a reply.
+"""Stand-ins for what tests want to steer: time, the model.
 
-Each is held to the real thing by a test in tests/server/test_fakes.py.
+Each is held to the real thing by a test in tests/server/inference/test_fakes.py.
 """
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.registry.manifest import Signature, TensorSpec
-from trimtab.server.inference.request_queue import Call, Outcome, Sink
 from trimtab.server.inference.servable import Servable
-from trimtab.server.inference.tensor import Tensor
 
 
 class FakeClock:
@@ -78,52 +75,3 @@ def fake_servable(
         ),
         batchable=batchable,
     )
-
-
-class FakeCall(Call):
-    """A call that remembers its outcome; `wait` for it."""
-
-    __slots__ = ("_done", "outcome")
-
-    def __init__(
-        self,
-        rows: Sequence[float] = (1.0,),
-        *,
-        id: str = "call",
-        group: object = (2,),
-        outputs: tuple[str, ...] = ("y",),
-        deadline: float | None = None,
-        expiry: Exception | None = None,
-        sink: Sink | None = None,
-    ) -> None:
-        """One row [value, value] for each value of `rows`."""
-        array = np.repeat(np.asarray(rows, dtype=np.float32)[:, None], 2, axis=1)
-        super().__init__(
-            id=id,
-            inputs={"x": Tensor("FP32", array.shape, array)},
-            rows=len(rows),
-            group=group,
-            outputs=outputs,
-            received_ms=0,
-            deadline=deadline,
-            expiry=expiry,
-            sink=sink,
-        )
-        self._done = threading.Event()
-        self.outcome: Outcome | None = None
-
-    def finish(self, outcome: Outcome) -> None:
-        assert self.outcome is None, "finished twice"
-        self.outcome = outcome
-        self._done.set()
-
-    def wait(self) -> Outcome:
-        assert self._done.wait(30), "never finished"
-        assert self.outcome is not None
-        return self.outcome
-
-    def values(self) -> list[float]:
-        """The first column of output y."""
-        outcome = self.wait()
-        assert not isinstance(outcome, Exception), outcome
-        return [float(value) for value in outcome["y"].array()[:, 0]]

@@ -24,6 +24,7 @@ from trimtab.server.lifecycle.model_control import ModelControl
 from trimtab.server.lifecycle.model_manager import ModelManager
 from trimtab.server.services.inference_service import InferenceService
 from trimtab.server.services.model_configuration import ModelConfigurationService
+from trimtab.server.services.model_infer import ModelInfer
 from trimtab.server.services.model_repository_service import ModelRepositoryService
 from trimtab.server.services.model_statistics import ModelStatisticsService
 from trimtab.server.services.portable_frontend import PortableFrontend
@@ -134,9 +135,7 @@ async def live_server(
         ServerConfig(models_dir, server=ListenConfig(watch=False), batching=batching),
         tap_factory=lambda servable: observed.append,
     )
-    service = InferenceService(
-        manager, max_request_rows=batching.max_request_rows, server_version="1.2.3"
-    )
+    service = InferenceService(manager, server_version="1.2.3")
     repository = ModelRepositoryService(
         manager, ModelControl(registry, manager), allowed=model_control
     )
@@ -145,6 +144,7 @@ async def live_server(
     )
     handlers = {
         **service.handlers(),
+        **ModelInfer(manager.plane).handlers(),
         **ModelConfigurationService(manager, batching).handlers(),
         **ModelStatisticsService(manager).handlers(),
         **repository.handlers(),
@@ -161,6 +161,7 @@ async def live_server(
     finally:
         await client.channel.close(None)
         service.stop_accepting()
+        manager.stop_accepting()
         await frontend.stop(5.0)
         manager.stop(5.0)
 

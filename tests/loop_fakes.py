@@ -19,7 +19,7 @@ from trimtab._native.reference import (
 from trimtab.registry.directory import Registry
 from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.server.config import TrainingConfig
-from trimtab.server.inference.observation import ObservedBatch, ObservedCall
+from trimtab.server.inference.observation import ObservedBatch, ObservedCall, ObservedCalls
 from trimtab.server.inference.tensor import Tensor
 from trimtab.server.loop.training_run import TrainingProgress, TrainingResult
 
@@ -54,7 +54,7 @@ def batch(
     return ObservedBatch(
         model=model,
         version=version,
-        calls=tuple(
+        calls=ObservedCalls.of(
             ObservedCall(f"{prefix}-{index}", count, event_time_ms, received_ms)
             for index, count in enumerate(calls or [rows])
         ),

@@ -32,8 +32,3 @@ class ModelSettings:
         if self.max_queue_size is not None:
             batching = replace(batching, max_queue_rows=self.max_queue_size)
         return batching
-
-    def timeout_us(self, requested_us: int) -> int:
-        """How long a request may wait that asks for `requested_us`; the shorter one; 0: no limit."""
-        limits = [limit for limit in (requested_us, self.default_timeout_us) if limit]
-        return min(limits, default=0)

@@ -6,8 +6,11 @@ never blocks and never raises (what it raises is counted and dropped). Everythin
 value that is never changed; a tap may keep it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .tensor import Tensor
 
@@ -22,6 +25,46 @@ class ObservedCall:
     received_ms: int  # wall clock
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ObservedCalls:
+    """The answered requests of a batch in columns, so that none of them costs a Python object."""
+
+    ids: bytes  # one after another
+    id_ends: NDArray[np.int32]  # where each ends
+    rows: NDArray[np.int64]
+    event_time_ms: NDArray[np.int64]  # -1: the request has none
+    received_ms: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, calls: Iterable[ObservedCall]) -> "ObservedCalls":
+        calls = list(calls)
+        ids = [call.id.encode() for call in calls]
+        return cls(
+            b"".join(ids),
+            np.cumsum([len(each) for each in ids], dtype=np.int32),
+            np.array([call.rows for call in calls], np.int64),
+            np.array(
+                [-1 if call.event_time_ms is None else call.event_time_ms for call in calls],
+                np.int64,
+            ),
+            np.array([call.received_ms for call in calls], np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def each(self) -> list[ObservedCall]:
+        """One object per call, for whoever looks at few."""
+        starts = [0, *self.id_ends[:-1].tolist()]
+        columns = (self.id_ends, self.rows, self.event_time_ms, self.received_ms)
+        return [
+            ObservedCall(self.ids[start:end].decode(), rows, None if event < 0 else event, received)
+            for start, end, rows, event, received in zip(
+                starts, *(column.tolist() for column in columns), strict=True
+            )
+        ]
+
+
 @dataclass(frozen=True, slots=True)
 class ObservedBatch:
     """Rows that one version computed together, whole: the calls' rows in order.
@@ -32,7 +75,7 @@ class ObservedBatch:
 
     model: str
     version: int
-    calls: tuple[ObservedCall, ...]
+    calls: ObservedCalls
     rows: int
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]

@@ -1,6 +1,7 @@
 """Which versions are loaded and which one answers: the registry's wishes made true.
 
-`ModelManager.resolve` is the hot path: it reads one immutable route per model and takes no lock.
+A model's route is one immutable value, read without a lock by `resolve` and followed by requests
+through the data plane, to which every new route is published.
 Everything else prepares the next route and then swaps the reference, so that there is no moment in
 which a model that has a version ready has none to answer. Versions are loaded one at a time on the
 loader thread, and a session is dropped there too.
@@ -16,6 +17,7 @@ Threads: `resolve`, `status`, `statuses`, `loaded`, `ready` from any; `promote`,
 
 import contextlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +25,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from trimtab._native.data_plane import DataPlane
 from trimtab.registry.directory import ModelDirectory, Registry
 from trimtab.registry.errors import LockTimeoutError, RegistryError, RevisionConflictError
 from trimtab.registry.state import State
@@ -33,18 +36,21 @@ from ..errors import (
     NotFoundError,
     PreconditionError,
     UnavailableError,
+    code_of,
 )
 from ..inference.executor import SHUTTING_DOWN, Executor
 from ..inference.onnx_session import LoadError, one_line
 from ..inference.servable import Servable
 from . import model_config
 from .repository_watcher import RepositoryWatcher
-from .served_model import Inspection, Route, ServedModel
+from .served_model import Inspection, Route, ServedModel, unknown_model
 from .version_loader import TapFactory, VersionLoader
-from .version_plan import ModelStatus, OnDisk, VersionState
+from .version_plan import ModelStatus, OnDisk
 
 _logger = logging.getLogger(__name__)
 
+_STARTING = ": the server is starting"
+_NOT_FOUND = " is not found"
 _ATTEMPTS = 100  # at a change, each of which somebody else's change outran
 
 ChampionCallback = Callable[[str, Servable | None], None]
@@ -81,6 +87,9 @@ class ModelManager:
         self._clock = clock
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._watcher = RepositoryWatcher(config.models_dir, self._follow_changes)
+        # Requests are led by the data plane, whose routes are made from these.
+        self.plane = DataPlane(secrets.token_hex(8))
+        self.plane.set_unknown(code_of(UnavailableError()), _STARTING)
         self._routes: Mapping[str, Route] = {}  # read without a lock
         self._lock = threading.Lock()  # protects the fields below, and writers of _routes
         self._models: dict[str, ServedModel] = {}
@@ -98,14 +107,21 @@ class ModelManager:
 
         Raises NotFoundError or UnavailableError, with Triton's texts, or InvalidRequestError.
         """
+        if self._stopping:
+            raise UnavailableError(SHUTTING_DOWN)
         route = self._routes.get(model)
         if route is None:
-            self._refuse(route, model, version)
-        executor = route.executors.get(version) if version else route.default
-        if executor is None and version:
-            executor = route.executors.get(str(_version_number(version)))
+            self._refuse_unknown(model)
+        if not version:
+            if route.default is None:
+                raise route.no_answer()
+            return route.default
+        number = _version_number(version)
+        executor = route.executors.get(number)
         if executor is None:
-            self._refuse(route, model, version)
+            raise route.refusals().get(number) or NotFoundError(
+                f"{unknown_model(model)} version {number} is not found"
+            )
         return executor
 
     def ready(self) -> bool:
@@ -130,9 +146,9 @@ class ModelManager:
     def loaded(self) -> tuple[tuple[str, int, Executor], ...]:
         """(model, version, executor) of every loaded version, by name and number."""
         return tuple(
-            (name, version, route.executors[str(version)])
+            (name, version, executor)
             for name, route in sorted(self._routes.items())
-            for version in sorted(map(int, route.executors))
+            for version, executor in sorted(route.executors.items())
         )
 
     # -- starting and stopping
@@ -144,13 +160,19 @@ class ModelManager:
         for job in [self.reconcile(name) for name in self._registry.models()]:
             job.result()
         self._started = True
+        self.plane.set_unknown(code_of(NotFoundError()), _NOT_FOUND)
         if self._config.server.watch:
             self._watcher.start()
+
+    def stop_accepting(self) -> None:
+        """From now on requests are refused; those under way are finished."""
+        self.plane.refuse(code_of(UnavailableError()), SHUTTING_DOWN)
 
     def stop(self, grace_s: float = 0.0) -> None:
         """Refuses new requests, computes those that wait for at most `grace_s`, ends the threads."""
         deadline = time.monotonic() + grace_s
         self._stopping = True
+        self.stop_accepting()
         self._watcher.stop()
         self._loader.shutdown(wait=True, cancel_futures=True)
         with self._lock:
@@ -269,13 +291,13 @@ class ModelManager:
 
     def _model_to_change(self, name: str) -> ServedModel:
         if name not in self._registry.models():
-            self._refuse(None, name, "")
+            self._refuse_unknown(name)
         model = self._models.get(name)
         if model is None:
             self.reconcile(name).result()  # it may have come just now
             model = self._models.get(name)
         if model is None:
-            self._refuse(None, name, "")
+            self._refuse_unknown(name)
         if not model.directory.is_managed():
             raise PreconditionError(
                 f"model '{name}' was not published by Trimtab: its highest version answers"
@@ -491,6 +513,7 @@ class ModelManager:
             self._routes = {
                 name: route for name, route in self._routes.items() if name != model.name
             }
+            self.plane.remove_route(model.name)
         self._versions.retire(retired)
 
     def _refused(self, model: ServedModel, found: Inspection) -> None:
@@ -536,6 +559,7 @@ class ModelManager:
         with self._lock:
             before = self._routes.get(model.name)
             self._routes = {**self._routes, model.name: route}
+            self._publish(model.name, route)
         elapsed_ms = (self._clock() - started) * 1000
         if self._on_champion_changed is not None:
             old = before.default if before is not None else None
@@ -547,25 +571,21 @@ class ModelManager:
                     _logger.exception("model '%s': following its new champion failed", model.name)
         return elapsed_ms
 
-    def _refuse(self, route: Route | None, model: str, version: str) -> NoReturn:
-        """Why `resolve` has nothing to give."""
-        if self._stopping:
-            raise UnavailableError(SHUTTING_DOWN)
-        unknown = f"Request for unknown model: '{model}'"
-        if route is None:
-            if not self._started:
-                raise UnavailableError(f"{unknown}: the server is starting")
-            raise NotFoundError(f"{unknown} is not found")
-        states = {each.version: each.state for each in route.status.versions}
-        if not version:
-            for number, state in states.items():
-                if state is VersionState.LOADING:
-                    raise UnavailableError(f"{unknown} version {number} is not at ready state")
-            raise NotFoundError(f"{unknown} has no available versions")
-        number = _version_number(version)
-        if number not in states:
-            raise NotFoundError(f"{unknown} version {number} is not found")
-        raise UnavailableError(f"{unknown} version {number} is not at ready state")
+    def _publish(self, name: str, route: Route) -> None:
+        """Lets requests follow the route; called with the manager's lock held."""
+        none = route.no_answer()
+        self.plane.set_route(
+            name,
+            route.default.version if route.default else None,
+            (code_of(none), str(none)),
+            [each.version for each in route.executors.values()],
+            {version: (code_of(error), str(error)) for version, error in route.refusals().items()},
+        )
+
+    def _refuse_unknown(self, model: str) -> NoReturn:
+        if not self._started:
+            raise UnavailableError(f"{unknown_model(model)}{_STARTING}")
+        raise NotFoundError(f"{unknown_model(model)}{_NOT_FOUND}")
 
 
 def _version_number(text: str) -> int:

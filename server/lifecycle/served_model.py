@@ -16,10 +16,17 @@ from trimtab.registry.directory import ModelDirectory
 from trimtab.registry.errors import RegistryError
 from trimtab.registry.state import State
 
+from ..errors import NotFoundError, TrimtabError, UnavailableError
 from ..inference.executor import Executor
 from ..inference.onnx_session import one_line
 from . import model_config
 from .version_plan import Have, ModelStatus, OnDisk, Plan, VersionState, VersionStatus, plan
+
+
+def unknown_model(name: str) -> str:
+    """How Triton begins to say that something of a model does not answer."""
+    return f"Request for unknown model: '{name}'"
+
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
@@ -40,16 +47,35 @@ class Route:
     """All that readers need of one model; replaced, never changed."""
 
     default: Executor | None  # answers requests that name no version
-    executors: Mapping[str, Executor]  # by version as a request writes it
+    executors: Mapping[int, Executor]  # those that a request may name
     status: ModelStatus  # without the executors' counters
     required: bool  # the server is not ready while nothing answers
+
+    def no_answer(self) -> TrimtabError:
+        """Why a request that names no version is refused where nothing answers."""
+        unknown = unknown_model(self.status.model)
+        for each in self.status.versions:
+            if each.state is VersionState.LOADING:
+                return UnavailableError(f"{unknown} version {each.version} is not at ready state")
+        return NotFoundError(f"{unknown} has no available versions")
+
+    def refusals(self) -> Mapping[int, TrimtabError]:
+        """Why requests that name one of these versions are refused."""
+        unknown = unknown_model(self.status.model)
+        return {
+            each.version: UnavailableError(
+                f"{unknown} version {each.version} is not at ready state"
+            )
+            for each in self.status.versions
+            if each.version not in self.executors
+        }
 
     def current_status(self) -> ModelStatus:
         """The status with the executors' counters as of now."""
         versions = []
         for each in self.status.versions:
-            executor = self.executors.get(str(each.version))
-            versions.append(replace(each, stats=executor.stats() if executor else None))
+            executor = self.executors.get(each.version)
+            versions.append(replace(each, stats=executor.statistics() if executor else None))
         return replace(self.status, versions=tuple(versions))
 
 
@@ -145,9 +171,7 @@ class ServedModel:
         self.serving = todo.serve
         return Route(
             default=None if todo.serve is None else self.executors[todo.serve],
-            executors={}
-            if self.unloaded
-            else {str(version): each for version, each in self.executors.items()},
+            executors={} if self.unloaded else dict(self.executors),
             status=self._status(todo.champion),
             required=not self.unloaded and (todo.champion is not None or bool(self.problem)),
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trimtab.registry.state import State
 
-from ..inference.executor import ExecutorStats
+from ..inference.statistics import VersionStatistics
 
 
 # UNLOADED -> LOADING -> READY -> UNLOADED
@@ -34,7 +34,7 @@ class VersionStatus:
     state: VersionState
     reason: str  # why it is not READY, or what an operator should know
     role: str  # champion, previous or empty
-    stats: ExecutorStats | None  # of the loaded version
+    stats: VersionStatistics | None  # of the loaded version
 
 
 @dataclass(frozen=True)

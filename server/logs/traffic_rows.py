@@ -3,10 +3,9 @@
 The columns: `id`, `row`, `event_time`, `received`, `version`, then `in.<column>` of every input
 and `out.<column>` of every output that is rows of columns. All of it works on whole arrays: a
 numeric tensor is joined and transposed once, strings go from the wire to Arrow's offsets and bytes
-in one native pass; Python touches a request, never a value.
+in one native pass; Python touches a batch, never a request or a value.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,23 +96,16 @@ def _tensors(batch: ObservedBatch, part: _Part) -> Mapping[str, Tensor]:
 
 
 def _request_columns(batches: Sequence[ObservedBatch], rows: int) -> list[Column]:
-    calls = list(itertools.chain.from_iterable(batch.calls for batch in batches))
-    per_call = np.fromiter((call.rows for call in calls), np.int64, len(calls))
+    per_call = _joined([batch.calls.rows for batch in batches])
     if per_call.sum() != rows:
-        raise ValueError(f"{len(calls)} calls have {per_call.sum()} rows, their batches {rows}")
-    ids = [call.id.encode() for call in calls]
-    received = _times([call.received_ms for call in calls])
-    event_time = _times(
-        [call.received_ms if call.event_time_ms is None else call.event_time_ms for call in calls]
-    )
+        raise ValueError(f"{len(per_call)} calls have {per_call.sum()} rows, their batches {rows}")
+    received = _joined([batch.calls.received_ms for batch in batches])
+    event_time = _joined([batch.calls.event_time_ms for batch in batches])
+    event_time = np.where(event_time < 0, received, event_time)
     starts = np.cumsum(per_call) - per_call
     row = np.arange(rows, dtype=np.int64) - np.repeat(starts, per_call)
-    offsets = np.zeros(rows + 1, np.int32)
-    lengths = np.fromiter(map(len, ids), np.int32, len(ids))
-    np.cumsum(np.repeat(lengths, per_call), out=offsets[1:])
-    repeated = b"".join([id_ * call.rows for id_, call in zip(ids, calls, strict=True)])
     return [
-        Column("id", "string", (offsets, repeated)),
+        Column("id", "string", _ids(batches, per_call)),
         arrow_frame.numbers("row", row.astype(np.uint32)),
         arrow_frame.numbers("event_time", np.repeat(event_time, per_call)),
         arrow_frame.numbers("received", np.repeat(received, per_call)),
@@ -121,8 +113,21 @@ def _request_columns(batches: Sequence[ObservedBatch], rows: int) -> list[Column
     ]
 
 
-def _times(values: Sequence[int]) -> NDArray[np.int64]:
-    return np.array(values, np.int64)
+def _ids(
+    batches: Sequence[ObservedBatch], per_call: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], bytes]:
+    ends = []
+    before = 0
+    for batch in batches:
+        ends.append(batch.calls.id_ends + np.int32(before))
+        before += len(batch.calls.ids)
+    return bytes_tensor.repeat(
+        b"".join([batch.calls.ids for batch in batches]), np.concatenate(ends), per_call
+    )
+
+
+def _joined(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate(columns)
 
 
 def _tensor_columns(part: _Part, tensors: Sequence[Tensor], rows: int) -> list[Column]:

@@ -13,6 +13,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 _MAX_AHEAD_MS = 24 * 3600 * 1000
 
 
@@ -42,6 +45,13 @@ class LoopClock:
         with self._lock:
             if self._latest is None or event_time_ms > self._latest:
                 self._latest = event_time_ms
+
+    def all_seen(self, event_times_ms: NDArray[np.int64]) -> None:
+        """Requests took place then; negative: a request that does not say when."""
+        believed = event_times_ms[event_times_ms <= self._wall() + _MAX_AHEAD_MS]
+        latest = int(believed.max(initial=-1))
+        if latest >= 0:
+            self.seen(latest)
 
     def label_seen(self, event_time_ms: int) -> None:
         """A label became known then."""

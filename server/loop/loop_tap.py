@@ -128,9 +128,7 @@ class LoopTap:
         observed = self._observed
         failed = True
         try:
-            for call in batch.calls:
-                if call.event_time_ms is not None:
-                    observed.clock.seen(call.event_time_ms)
+            observed.clock.all_seen(batch.calls.event_time_ms)
             if observed.log is not None:
                 observed.log.append(batch, self._layout)
             champion = observed.champion

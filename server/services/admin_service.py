@@ -295,7 +295,7 @@ class AdminService:
                 role=version.role,
                 state=version.state.value,
                 reason=version.reason,
-                requests=version.stats.requests if version.stats else 0,
+                requests=version.stats.success.count if version.stats else 0,
                 rows=version.stats.rows if version.stats else 0,
             )
             if status.managed:

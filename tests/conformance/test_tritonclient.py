@@ -158,7 +158,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, client_python: Path) -> Se
     event_times = [
         call.event_time_ms
         for batch in server.observed
-        for call in batch.calls
+        for call in batch.calls.each()
         if batch.model == "logistic"
     ]
     return Session(models_dir, cases, inputs, facts, outputs, event_times)

@@ -14,7 +14,7 @@ from trimtab.server.config import DriftConfig
 from trimtab.server.drift.drift_monitor import DriftMonitor
 from trimtab.server.drift.drift_report import WindowSnapshot
 from trimtab.server.drift.feature_faults import TensorCounts
-from trimtab.server.inference.observation import ObservedBatch, ObservedCall
+from trimtab.server.inference.observation import ObservedBatch, ObservedCall, ObservedCalls
 from trimtab.server.inference.tensor import Tensor
 
 REFERENCE = reference()
@@ -187,7 +187,7 @@ def test_a_bootstrap_leaves_out_what_is_no_table() -> None:
             "ragged": Tensor("FP32", (50, width), np.zeros((50, width), np.float32)),
             "flag": Tensor("BOOL", (50,), np.arange(50) % 2 == 0),
         }
-        calls = (ObservedCall("a", 50, None, 1),)
+        calls = ObservedCalls.of([ObservedCall("a", 50, None, 1)])
         monitor.observe(ObservedBatch("m", 1, calls, 50, inputs, {}))
     assert asked
     monitor.bootstrap()

@@ -1,17 +1,20 @@
 """The thread that runs a version: batches, isolation, the tap, closing."""
 
 import logging
+import math
 from typing import Self
 
 import numpy as np
 import pytest
 
-from tests.fakes import FakeCall, FakeClock, FakeSession, fake_servable
+from tests.fakes import FakeSession, fake_servable
+from tests.plane import Requests, Sent, plane_of
 from trimtab.server.config import BatchingConfig
-from trimtab.server.errors import ModelExecutionError, UnavailableError
-from trimtab.server.inference.executor import Executor
+from trimtab.server.inference.executor import SHUTTING_DOWN, Executor
 from trimtab.server.inference.observation import ObservedBatch
-from trimtab.server.inference.request_queue import Call, Outcome, QueueClosedError, finish_here
+from trimtab.server.inference.statistics import BATCH_BOUNDS
+
+INTERNAL, UNAVAILABLE, CANCELLED = 13, 14, 1
 
 
 class Harness:
@@ -27,21 +30,20 @@ class Harness:
         tap: bool = False,
     ) -> None:
         self.session = session or FakeSession()
-        self.clock = FakeClock()
         self.observed: list[ObservedBatch] = []
         self.executor = Executor(
             fake_servable(self.session, batchable=batchable),
             BatchingConfig(max_batch_rows=max_batch_rows, max_queue_rows=max_queue_rows),
             tap=self.observed.append if tap else None,
-            clock=self.clock,
         )
+        self.requests = Requests(plane_of(self.executor.version))
+        self.send = self.requests.send
         self.executor.start()
 
-    def busy(self) -> FakeCall:
+    def busy(self) -> Sent:
         """Returns once the executor is inside a run, which `release` ends."""
         self.session.hold()
-        first = FakeCall([0.0])
-        self.executor.submit(first)
+        first = self.send([0.0])
         assert self.session.entered.wait(30)
         return first
 
@@ -54,21 +56,19 @@ class Harness:
     def __exit__(self, *_: object) -> None:
         self.session.release()
         assert self.executor.close(timeout_s=30)
+        assert self.requests.plane.requests_in_flight == 0
+        assert self.requests.plane.bytes_in_flight == 0
 
 
 def test_an_idle_executor_answers_a_lone_call() -> None:
     with Harness() as it:
-        call = FakeCall([3.0])
-        it.executor.submit(call)
-        assert call.values() == [6.0]
+        assert it.send([3.0]).values() == [6.0]
 
 
 def test_what_arrives_during_a_run_becomes_one_batch_and_each_gets_its_rows() -> None:
     with Harness() as it:
         first = it.busy()
-        calls = [FakeCall([float(n), n + 0.5]) for n in range(1, 4)]
-        for call in calls:
-            it.executor.submit(call)
+        calls = [it.send([float(n), n + 0.5]) for n in range(1, 4)]
         it.release()
         assert [call.values() for call in calls] == [[2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
         assert first.values() == [0.0]
@@ -78,19 +78,16 @@ def test_what_arrives_during_a_run_becomes_one_batch_and_each_gets_its_rows() ->
 def test_a_batch_does_not_exceed_its_rows() -> None:
     with Harness(max_batch_rows=4) as it:
         it.busy()
-        calls = [FakeCall([1.0, 2.0]) for _ in range(3)]
-        for call in calls:
-            it.executor.submit(call)
+        calls = [it.send([1.0, 2.0]) for _ in range(3)]
         it.release()
         for call in calls:
-            call.wait()
+            call.values()
         assert [len(batch) for batch in it.session.batches] == [1, 4, 2]
 
 
 def test_a_request_larger_than_a_batch_is_computed_in_chunks_and_answered_whole() -> None:
     with Harness(max_batch_rows=4, tap=True) as it:
-        call = FakeCall([float(n) for n in range(10)])
-        it.executor.submit(call)
+        call = it.send([float(n) for n in range(10)])
         assert call.values() == [2.0 * n for n in range(10)]
         assert [len(batch) for batch in it.session.batches] == [4, 4, 2]
         it.executor.close()
@@ -100,12 +97,10 @@ def test_a_request_larger_than_a_batch_is_computed_in_chunks_and_answered_whole(
 def test_a_model_without_a_batch_dimension_is_run_call_by_call() -> None:
     with Harness(batchable=False) as it:
         it.busy()
-        calls = [FakeCall([1.0]) for _ in range(3)]
-        for call in calls:
-            it.executor.submit(call)
+        calls = [it.send([1.0]) for _ in range(3)]
         it.release()
         for call in calls:
-            call.wait()
+            call.values()
         assert [len(batch) for batch in it.session.batches] == [1, 1, 1, 1]
 
 
@@ -117,146 +112,116 @@ def test_a_bad_row_fails_its_caller_and_nobody_else() -> None:
 
     with Harness(session=FakeSession(compute)) as it:  # type: ignore[arg-type]  # an array, always
         it.busy()
-        good, bad, fine = FakeCall([1.0]), FakeCall([13.0]), FakeCall([2.0])
-        for call in (good, bad, fine):
-            it.executor.submit(call)
+        good, bad, fine = it.send([1.0]), it.send([13.0]), it.send([2.0])
         it.release()
         assert (good.values(), fine.values()) == ([2.0], [4.0])
-        outcome = bad.wait()
-        assert isinstance(outcome, ModelExecutionError)
-        assert str(outcome) == "model 'm' version 1 failed: unlucky"
+        assert bad.refusal() == (INTERNAL, "model 'm' version 1 failed: unlucky")
         it.executor.close()
-        stats = it.executor.stats()
-        assert (stats.requests, stats.failures) == (3, 1)
+        stats = it.executor.statistics()
+        assert (stats.success.count, stats.failed, stats.fail.count) == (3, 1, 1)
 
 
 def test_a_cancelled_caller_does_not_fail_its_batch() -> None:
     with Harness() as it:
         it.busy()
-        before, gone, after = FakeCall([1.0]), FakeCall([2.0]), FakeCall([3.0])
-        for call in (before, gone, after):
-            it.executor.submit(call)
-        it.executor.cancel(gone)
+        before, gone, after = it.send([1.0]), it.send([2.0]), it.send([3.0])
+        gone.cancel()
+        gone.cancel()
+        assert gone.refusal() == (CANCELLED, "cancelled")
         it.release()
         assert (before.values(), after.values()) == ([2.0], [6.0])
-        assert gone.outcome is None
         assert [len(batch) for batch in it.session.batches] == [1, 2]
-        assert it.executor.stats().cancelled == 1
+        assert it.executor.statistics().cancelled == 1
 
 
-def test_an_expired_call_never_runs() -> None:
+def test_a_caller_that_leaves_during_its_run_is_answered_all_the_same() -> None:
+    with Harness() as it:
+        running = it.busy()
+        running.cancel()
+        it.release()
+        assert running.values() == [0.0]
+        assert it.executor.statistics().cancelled == 0
+
+
+def test_a_call_past_its_deadline_never_runs() -> None:
     with Harness() as it:
         it.busy()
-        late = FakeCall([1.0], deadline=it.clock() + 1, expiry=UnavailableError("too late"))
-        it.executor.submit(late)
-        it.clock.advance(2)
+        late, timely = it.send([1.0], deadline_s=0.0), it.send([2.0], deadline_s=math.inf)
         it.release()
-        assert str(late.wait()) == "too late"
-        it.executor.close()
-        assert [len(batch) for batch in it.session.batches] == [1]
-        assert it.executor.stats().expired == 1
+        code, text = late.refusal()
+        assert (code, text) == (4, "the deadline passed before the request was run")
+        assert timely.values() == [4.0]
+        assert [len(batch) for batch in it.session.batches] == [1, 1]
+        stats = it.executor.statistics()
+        assert (stats.expired, stats.fail.count) == (1, 1)
+
+
+def test_the_timeout_of_a_request_bounds_its_wait() -> None:
+    with Harness() as it:
+        it.busy()
+        late, timely = it.send([1.0], timeout_us=1), it.send([2.0], timeout_us=3_600_000_000)
+        it.release()
+        assert late.refusal() == (UNAVAILABLE, "Request timeout expired")
+        assert timely.values() == [4.0]
 
 
 def test_a_full_queue_refuses_and_what_waits_is_answered() -> None:
     with Harness(max_queue_rows=1) as it:
         it.busy()
-        waits = FakeCall([1.0])
-        it.executor.submit(waits)
-        with pytest.raises(UnavailableError, match="Exceeds maximum queue size"):
-            it.executor.submit(FakeCall([2.0]))
+        waits = it.send([1.0])
+        assert it.send([2.0]).refusal() == (UNAVAILABLE, "Exceeds maximum queue size")
         it.release()
         assert waits.values() == [2.0]
-
-
-def test_outcomes_of_a_batch_reach_their_sink_together() -> None:
-    deliveries: list[int] = []
-
-    def sink(outcomes: list[tuple[Call, Outcome]]) -> None:
-        deliveries.append(len(outcomes))
-        finish_here(outcomes)
-
-    with Harness() as it:
-        it.busy()
-        calls = [FakeCall([1.0], sink=sink) for _ in range(5)]
-        for call in calls:
-            it.executor.submit(call)
-        it.release()
-        for call in calls:
-            call.wait()
-        assert deliveries == [5]
-
-
-def test_two_sinks_get_their_own_outcomes() -> None:
-    seen: dict[str, list[str]] = {"a": [], "b": []}
-
-    def sink(name: str) -> object:
-        def take(outcomes: list[tuple[Call, Outcome]]) -> None:
-            seen[name] += [call.id for call, _ in outcomes]
-            finish_here(outcomes)
-
-        return take
-
-    a, b = sink("a"), sink("b")
-    with Harness() as it:
-        it.busy()
-        calls = [
-            FakeCall([1.0], id=str(number), sink=a if number % 2 else b)  # type: ignore[arg-type]  # a sink
-            for number in range(4)
-        ]
-        for call in calls:
-            it.executor.submit(call)
-        it.release()
-        for call in calls:
-            call.wait()
-    assert seen == {"a": ["1", "3"], "b": ["0", "2"]}
-
-
-def test_a_sink_that_fails_does_not_end_the_executor(caplog: pytest.LogCaptureFixture) -> None:
-    def broken(outcomes: list[tuple[Call, Outcome]]) -> None:
-        raise RuntimeError("the loop has gone")
-
-    with Harness() as it:
-        it.executor.submit(FakeCall([1.0], sink=broken))
-        call = FakeCall([2.0])
-        it.executor.submit(call)
-        assert call.values() == [4.0]
-    assert "the outcomes of 1 calls were lost" in caplog.text
+        assert it.executor.statistics().rejected == 1
 
 
 def test_the_tap_sees_the_whole_batch_after_the_replies_left() -> None:
-    order: list[str] = []
-
-    def sink(outcomes: list[tuple[Call, Outcome]]) -> None:
-        order.append("replies")
-        finish_here(outcomes)
-
     session = FakeSession()
     seen: list[ObservedBatch] = []
+    answered: list[bool] = []
+    sent: list[Sent] = []
 
     def tap(batch: ObservedBatch) -> None:
-        order.append("tap")
         seen.append(batch)
+        answered.append(all(each.done() for each in sent[: sum(len(b.calls) for b in seen)]))
 
     executor = Executor(fake_servable(session, model="air", version=7), BatchingConfig(), tap=tap)
+    requests = Requests(plane_of(executor.version))
     executor.start()
     session.hold()
-    executor.submit(FakeCall([0.0], sink=sink))
+    sent.append(requests.send([0.0], model="air"))
     assert session.entered.wait(30)
     for number in (1, 2):
-        call = FakeCall([float(number)] * number, id=f"id{number}", sink=sink)
-        call.event_time_ms = number
-        executor.submit(call)
+        sent.append(
+            requests.send(
+                [float(number)] * number, id=f"id{number}", model="air", event_time_ms=number
+            )
+        )
     session.release()
     executor.close()
-    assert order == ["replies", "tap", "replies", "tap"]
+    assert answered == [True, True]
     batch = seen[1]
     assert (batch.model, batch.version, batch.rows) == ("air", 7, 3)
-    assert [(each.id, each.rows, each.event_time_ms) for each in batch.calls] == [
+    assert [(each.id, each.rows, each.event_time_ms) for each in batch.calls.each()] == [
         ("id1", 1, 1),
         ("id2", 2, 2),
     ]
+    (minted,) = seen[0].calls.each()
+    assert (minted.id, minted.event_time_ms) == ("test-1", None)
+    assert minted.id == sent[0].reply().id
     assert batch.inputs["x"].array()[:, 0].tolist() == [1.0, 2.0, 2.0]
     assert batch.outputs["y"].array()[:, 0].tolist() == [2.0, 4.0, 4.0]
+
+
+def test_what_a_tap_keeps_stays_as_it_was() -> None:
+    with Harness(tap=True) as it:
+        for number in range(50):
+            assert it.send([float(number)] * 3).values() == [2.0 * number] * 3
+        it.executor.close()
+        kept = [batch.inputs["x"].array()[:, 0].tolist() for batch in it.observed]
+        assert kept == [[float(number)] * 3 for number in range(50)]
+        with pytest.raises(ValueError, match="read-only"):
+            it.observed[0].inputs["x"].array()[0, 0] = 1.0
 
 
 def test_a_tap_that_fails_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -264,13 +229,12 @@ def test_a_tap_that_fails_is_counted_and_logged_once(caplog: pytest.LogCaptureFi
         raise RuntimeError("the disk is full")
 
     executor = Executor(fake_servable(FakeSession()), BatchingConfig(), tap=tap)
+    requests = Requests(plane_of(executor.version))
     executor.start()
     for _ in range(3):
-        call = FakeCall([1.0])
-        executor.submit(call)
-        call.values()
+        requests.send([1.0]).values()
     executor.close()
-    assert executor.stats().tap_failures == 3
+    assert executor.statistics().tap_failures == 3
     logged = [record for record in caplog.records if "tap failed" in record.message]
     assert len(logged) == 1 and logged[0].exc_info is not None
 
@@ -280,33 +244,46 @@ def test_a_model_that_gives_another_number_of_rows_is_run_call_by_call_from_then
     with Harness(session=session) as it:
         for _ in range(2):
             it.busy()
-            calls = [FakeCall([1.0]), FakeCall([2.0])]
-            for call in calls:
-                it.executor.submit(call)
+            calls = [it.send([1.0]), it.send([2.0])]
             it.release()
             assert [call.values() for call in calls] == [[2.0], [4.0]]
         assert [len(batch) for batch in session.batches] == [1, 2, 1, 1, 1, 1, 1]
 
 
+def test_a_caller_that_left_does_not_run_when_its_batch_is_computed_call_by_call() -> None:
+    calls: list[Sent] = []
+
+    def compute(x: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> object:
+        if len(x) > 1:
+            calls[0].cancel()
+            raise RuntimeError("not together")
+        return x * 2
+
+    with Harness(session=FakeSession(compute)) as it:  # type: ignore[arg-type]  # an array, always
+        it.busy()
+        calls += [it.send([1.0]), it.send([2.0])]
+        it.release()
+        assert calls[0].refusal()[0] == CANCELLED
+        assert calls[1].values() == [4.0]
+        assert [len(batch) for batch in it.session.batches] == [1, 2, 1]
+
+
 def test_closing_computes_what_waits() -> None:
     with Harness() as it:
         it.busy()
-        call = FakeCall([1.0])
-        it.executor.submit(call)
+        call = it.send([1.0])
         it.release()
         assert it.executor.close(timeout_s=30)
         assert call.values() == [2.0]
-        with pytest.raises(QueueClosedError):
-            it.executor.submit(FakeCall())
+        assert it.send([1.0]).refusal()[0] == UNAVAILABLE
 
 
 def test_closing_without_draining_refuses_what_waits() -> None:
     with Harness() as it:
         running = it.busy()
-        call = FakeCall([1.0])
-        it.executor.submit(call)
+        call = it.send([1.0])
         assert not it.executor.close(drain=False, timeout_s=0.0)
-        assert isinstance(call.wait(), UnavailableError)
+        assert call.refusal() == (UNAVAILABLE, SHUTTING_DOWN)
         it.release()
         assert running.values() == [0.0]
 
@@ -316,9 +293,19 @@ def test_the_counters_add_up(caplog: pytest.LogCaptureFixture) -> None:
     with Harness() as it:
         it.busy()
         for count in (1, 2, 3):
-            it.executor.submit(FakeCall([1.0] * count))
+            it.send([1.0] * count)
+        waiting = it.executor.statistics()
+        assert (waiting.waiting_requests, waiting.waiting_rows) == (3, 6)
         it.release()
         it.executor.close()
-        stats = it.executor.stats()
-        assert (stats.requests, stats.rows, stats.batches, stats.failures) == (4, 7, 2, 0)
-        assert stats.waiting_rows == 0
+        stats = it.executor.statistics()
+        assert (stats.success.count, stats.rows, stats.runs, stats.failed) == (4, 7, 2, 0)
+        assert (stats.waiting_requests, stats.waiting_rows) == (0, 0)
+        counts = [stats.queue, stats.compute_input, stats.compute_infer, stats.compute_output]
+        assert [each.count for each in counts] == [4] * 4
+        assert sum(each.ns for each in counts) <= stats.success.ns
+        assert sum(stats.latency_us) == 4
+        assert [run.rows for run in stats.runs_by_size] == [1, 6]
+        assert stats.batch_rows[BATCH_BOUNDS.index(1)] == 1
+        assert stats.batch_rows[BATCH_BOUNDS.index(8)] == 1
+        assert stats.last_inference_ms > 0

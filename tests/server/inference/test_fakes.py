@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from tests import models
-from tests.fakes import FakeCall, FakeClock, FakeSession, fake_servable
+from tests.fakes import FakeClock, FakeSession, fake_servable
 from trimtab.server.inference.onnx_session import open_session
-from trimtab.server.inference.request_queue import finish_here
 from trimtab.server.inference.servable import Servable
+from trimtab.server.inference.tensor import Tensor
 
 
 def test_the_fake_session_computes_and_answers_as_onnxruntime_does(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_the_fake_servable_has_the_signature_of_a_real_one(tmp_path: Path) -> No
     fake = fake_servable(FakeSession())
     assert fake.signature == opened.signature
     assert fake.batchable == opened.batch_dimension
-    call = FakeCall([1.0, 2.0])
+    inputs = {"x": Tensor("FP32", (2, 2), np.ones((2, 2), np.float32))}
     real = Servable(
         model="m",
         version=1,
@@ -37,7 +37,7 @@ def test_the_fake_servable_has_the_signature_of_a_real_one(tmp_path: Path) -> No
         batchable=True,
     )
     names = ("y",)
-    assert real.run(call.inputs, names)["y"].wire() == fake.run(call.inputs, names)["y"].wire()
+    assert real.run(inputs, names)["y"].wire() == fake.run(inputs, names)["y"].wire()
 
 
 def test_the_fake_clock_is_seconds_that_do_not_go_back() -> None:
@@ -47,9 +47,3 @@ def test_the_fake_clock_is_seconds_that_do_not_go_back() -> None:
     clock.advance(1.5)
     assert clock() - before == 1.5
     assert isinstance(clock(), type(time.monotonic()))
-
-
-def test_the_fake_call_keeps_its_outcome() -> None:
-    call = FakeCall()
-    finish_here([(call, ValueError("no"))])
-    assert str(call.wait()) == "no"

@@ -22,12 +22,3 @@ def test_delay_and_queue_are_the_models() -> None:
     batching = settings.batching(SERVER)
     assert (batching.linger_ms, batching.max_queue_rows) == (0.0, 5000)
     assert ModelSettings(max_queue_delay_us=250).batching(SERVER).linger_ms == 0.25
-
-
-@pytest.mark.parametrize(
-    ("default", "requested", "limit"), [(0, 0, 0), (0, 7, 7), (5, 0, 5), (5, 7, 5), (9, 7, 7)]
-)
-def test_a_request_waits_no_longer_than_it_or_its_model_says(
-    default: int, requested: int, limit: int
-) -> None:
-    assert ModelSettings(default_timeout_us=default).timeout_us(requested) == limit

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests import models
-from tests.fakes import FakeCall
+from tests.plane import Requests
 from trimtab.registry.directory import ModelDirectory, Registry
 from trimtab.server.config import ListenConfig, ServerConfig
 from trimtab.server.errors import ModelLoadError, NotFoundError, UnavailableError
-from trimtab.server.inference.request_queue import QueueClosedError
 from trimtab.server.lifecycle.model_control import ModelControl
 from trimtab.server.lifecycle.model_manager import ModelManager
 from trimtab.server.lifecycle.version_plan import VersionState
@@ -39,9 +38,7 @@ class World:
         return [(each.version, each.state, each.reason) for each in status.versions]
 
     def predict(self) -> float:
-        call = FakeCall([1.0])
-        self.manager.resolve("m", "").submit(call)
-        return call.values()[0]
+        return Requests(self.manager.plane).send([1.0]).values()[0]
 
 
 @pytest.fixture
@@ -65,8 +62,9 @@ def test_an_unloaded_model_answers_nothing_until_it_is_loaded(world: World) -> N
         world.manager.resolve("m", "")
     with pytest.raises(UnavailableError, match="version 1 is not at ready state"):
         world.manager.resolve("m", "1")
-    with pytest.raises(QueueClosedError):
-        executor.submit(FakeCall())
+    assert executor.version.take() is None
+    code, text = Requests(world.manager.plane).send().refusal()
+    assert (code, text) == (5, "Request for unknown model: 'm' has no available versions")
     assert world.manager.ready()
     assert world.champions == [2, None]
 
@@ -80,10 +78,8 @@ def test_an_unloaded_model_answers_nothing_until_it_is_loaded(world: World) -> N
 def test_what_waits_when_a_model_is_unloaded_is_answered(world: World) -> None:
     models.publish(world.models_dir, "m", models.scaled(2.0))
     world.manager.start()
-    calls = [FakeCall([float(number)]) for number in range(50)]
-    executor = world.manager.resolve("m", "")
-    for call in calls:
-        executor.submit(call)
+    requests = Requests(world.manager.plane)
+    calls = [requests.send([float(number)]) for number in range(50)]
     world.control.unload("m")
     assert [call.values() for call in calls] == [[2.0 * number] for number in range(50)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import models
-from tests.fakes import FakeCall
+from tests.plane import Refused, Requests
 from trimtab.registry import durable
 from trimtab.registry.directory import ModelDirectory, Registry
 from trimtab.registry.state import State
@@ -23,7 +23,6 @@ from trimtab.server.errors import (
     UnavailableError,
 )
 from trimtab.server.inference.observation import ObservedBatch
-from trimtab.server.inference.request_queue import QueueClosedError
 from trimtab.server.inference.servable import Servable
 from trimtab.server.lifecycle.model_manager import ModelManager
 from trimtab.server.lifecycle.version_plan import VersionState
@@ -83,10 +82,8 @@ class World:
         self.manager.reconcile("m").result(30)
 
     def predict(self, version: str = "") -> float:
-        executor = self.manager.resolve("m", version)
-        call = FakeCall([1.0])
-        executor.submit(call)
-        return call.values()[0]
+        self.manager.resolve("m", version)
+        return Requests(self.manager.plane).send([1.0], version=version).values()[0]
 
     def states(self, model: str = "m") -> dict[int, VersionState]:
         status = self.manager.status(model)
@@ -393,18 +390,17 @@ def test_a_version_that_is_not_wanted_any_more_is_retired(world: World) -> None:
         world.directory.promote(version, actor="other", reason="r")
         world.follow()
     assert world.states() == {1: UNLOADED, 2: READY, 3: READY}
-    with pytest.raises(QueueClosedError):
-        retired.submit(FakeCall())
+    assert retired.version.take() is None
+    with pytest.raises(Refused, match="'m' version 1 is not at ready state"):
+        Requests(world.manager.plane).send(version="1").reply()
 
 
 def test_what_waits_in_a_retired_version_is_answered_by_it(world: World) -> None:
     for factor in (1.0, 2.0, 3.0):
         world.publish(factor)
     world.manager.start()
-    executor = world.manager.resolve("m", "1")
-    calls = [FakeCall([1.0]) for _ in range(50)]
-    for call in calls:
-        executor.submit(call)
+    requests = Requests(world.manager.plane)
+    calls = [requests.send([1.0], version="1") for _ in range(50)]
     for version in (2, 3):
         world.directory.promote(version, actor="other", reason="r")
         world.follow()
@@ -706,7 +702,7 @@ def test_the_status_carries_roles_and_counters(world: World) -> None:
     assert (status.revision, status.champion, status.previous, status.serving) == (2, 2, 1, 2)
     assert [each.role for each in status.versions] == ["previous", "champion"]
     stats = status.versions[1].stats
-    assert stats is not None and (stats.requests, stats.rows) == (3, 3)
+    assert stats is not None and (stats.success.count, stats.rows) == (3, 3)
     assert [batch.version for batch in world.observed] == [2, 2, 2]
 
 
@@ -723,15 +719,11 @@ def test_there_is_no_moment_without_an_answer(world: World) -> None:
     errors: list[BaseException] = []
 
     def client(number: int) -> None:
+        requests = Requests(world.manager.plane)
         try:
             while not stop.is_set():
-                try:
-                    executor = world.manager.resolve("m", "")
-                    call = FakeCall([1.0])
-                    executor.submit(call)
-                except QueueClosedError:
-                    continue  # as the service does
-                assert call.values() == [float(executor.servable.version)]
+                call = requests.send([1.0])
+                assert call.values() == [float(call.reply().model_version)]
                 answers[number].add(call.values()[0])
         except BaseException as error:  # noqa: BLE001  asserted on below
             errors.append(error)
@@ -755,12 +747,12 @@ def test_there_is_no_moment_without_an_answer(world: World) -> None:
 def test_stopping_answers_what_waits_and_refuses_the_rest(world: World) -> None:
     world.publish(1.0)
     world.manager.start()
-    executor = world.manager.resolve("m", "")
-    calls = [FakeCall([1.0]) for _ in range(20)]
-    for call in calls:
-        executor.submit(call)
+    requests = Requests(world.manager.plane)
+    calls = [requests.send([1.0]) for _ in range(20)]
     world.manager.stop(grace_s=30)
     assert all(call.values() == [1.0] for call in calls)
+    with pytest.raises(Refused, match="GRPC server is shutting down"):
+        requests.send().reply()
     with pytest.raises(UnavailableError, match="GRPC server is shutting down"):
         world.manager.resolve("m", "")
     assert not world.manager.ready()

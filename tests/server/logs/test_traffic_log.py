@@ -14,7 +14,7 @@ from tests.fakes import FakeClock
 from tests.loop_fakes import SIGNATURE, batch, strings, wait_until
 from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.server.config import TrafficConfig
-from trimtab.server.inference.observation import ObservedBatch, ObservedCall
+from trimtab.server.inference.observation import ObservedBatch, ObservedCall, ObservedCalls
 from trimtab.server.inference.tensor import Tensor
 from trimtab.server.logs import traffic_log
 from trimtab.server.logs.frame_log import FrameLog, read_frames
@@ -88,7 +88,7 @@ def test_tensors_without_names_or_of_other_types_are_logged_too(tmp_path: Path) 
     observed = ObservedBatch(
         model="m",
         version=1,
-        calls=(ObservedCall("a", 2, None, 5),),
+        calls=ObservedCalls.of([ObservedCall("a", 2, None, 5)]),
         rows=2,
         inputs={
             "flags": Tensor("BOOL", (2, 2), np.array([[True, False], [False, True]])),
@@ -130,7 +130,12 @@ def test_columns_of_two_tensors_with_one_name_stay_apart(tmp_path: Path) -> None
     one = Tensor("FP32", (1, 1), np.array([[1]], np.float32))
     two = Tensor("FP32", (1, 1), np.array([[2]], np.float32))
     observed = ObservedBatch(
-        "m", 1, (ObservedCall("a", 1, None, 5),), 1, {"now": one, "before": two}, {}
+        "m",
+        1,
+        ObservedCalls.of([ObservedCall("a", 1, None, 5)]),
+        1,
+        {"now": one, "before": two},
+        {},
     )
     log = opened(tmp_path)
     log.append(observed, TrafficLayout(signature))
@@ -288,8 +293,8 @@ def test_a_log_that_closes_on_a_full_disk_says_what_it_lost(
 def wide(width: int) -> ObservedBatch:
     """One row of so many columns."""
     values = Tensor("FP32", (1, width), np.full((1, width), width, np.float32))
-    call = ObservedCall(f"w{width}", 1, None, 5)
-    return ObservedBatch("m", 1, (call,), 1, {"x": values}, {})
+    calls = ObservedCalls.of([ObservedCall(f"w{width}", 1, None, 5)])
+    return ObservedBatch("m", 1, calls, 1, {"x": values}, {})
 
 
 FREE = Signature(inputs=(TensorSpec("x", "FP32", (-1, -1), ()),), outputs=())

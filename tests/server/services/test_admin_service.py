@@ -32,7 +32,8 @@ from trimtab.server.errors import (
     UnavailableError,
 )
 from trimtab.server.events import EventBus
-from trimtab.server.inference.executor import SHUTTING_DOWN, ExecutorStats
+from trimtab.server.inference.executor import SHUTTING_DOWN
+from trimtab.server.inference.statistics import Total, VersionStatistics
 from trimtab.server.lifecycle.model_manager import ChampionChange
 from trimtab.server.lifecycle.version_plan import ModelStatus, VersionState, VersionStatus
 from trimtab.server.loop.control_loop import ControlLoop
@@ -56,7 +57,7 @@ class FakeLifecycle:
         directory = self.registry.model(model)
         state = directory.state()
         roles = {state.previous: "previous", state.champion: "champion"}
-        stats = ExecutorStats(5, 50, 1, 0, 0, 0, 0, 0, 0)
+        stats = VersionStatistics(success=Total(5, 1000), rows=50, runs=1)
         return ModelStatus(
             model=model,
             managed=True,
