@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import grpc
 import onnxruntime
 
 from trimtab.registry.directory import Registry
@@ -33,6 +32,7 @@ from .loop.control_loop import ControlLoop
 from .server_lock import ServerLock
 from .services.admin_service import AdminService
 from .services.feedback_service import FeedbackService
+from .services.frontends import inference_frontend, transport_version
 from .services.handlers import Handler, services_of
 from .services.health_service import HealthService
 from .services.inference_service import InferenceService
@@ -46,10 +46,9 @@ from .services.portable_frontend import PortableFrontend
 from .services.reflection_service import ReflectionService
 from .services.server_settings import ServerSettingsService
 from .services.shared_memory import SharedMemoryService
+from .services.transport_options import TransportOptions
 
 _log = logging.getLogger(__name__)
-
-_FRONTEND = "portable"
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,12 @@ class Application:
         self._health = HealthService(
             self._models, self._inference.ready, services_of([*for_clients, *for_operators])
         )
-        self._inference_frontend = PortableFrontend(
+        self._inference_frontend, self._frontend = inference_frontend(
+            listen.frontend,
             _address(listen.host, listen.port),
             self._described({**infer.handlers(), **for_clients}),
-            max_message_bytes=listen.max_message_bytes,
+            TransportOptions.of(listen),
+            self._models.plane,
         )
         self._admin_frontend = PortableFrontend(
             _address(listen.admin_host, listen.admin_port),
@@ -139,8 +140,8 @@ class Application:
         if listen.metrics:
             build = {
                 "version": version("trimtab"),
-                "frontend": _FRONTEND,
-                "grpc": grpc.__version__,
+                "frontend": self._frontend,
+                "grpc": transport_version(self._frontend),
                 "onnxruntime": onnxruntime.__version__,
             }
             self._metrics = MetricsServer(
@@ -176,7 +177,7 @@ class Application:
                 inference_port,
                 listen.admin_host,
                 admin_port,
-                _FRONTEND,
+                self._frontend,
                 metrics_port,
             )
             self._lock.tell(listening.inference, listening.admin, listening.metrics)

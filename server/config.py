@@ -67,6 +67,15 @@ class ListenConfig:
     max_concurrent_streams: int = _setting(
         0, "calls at once on one connection; 0: any number", low=0, high=2**31 - 1
     )
+    max_in_flight: int = _setting(
+        0, "requests under way at once, further ones are refused; 0: any number", low=0
+    )
+    max_in_flight_bytes: int = _setting(
+        1024 * 1024 * 1024, "bytes of requests under way at once; 0: any number", low=0
+    )
+    output_contents: Literal["raw", "mirror"] = _setting(
+        "raw", "contents of replies; mirror: typed where the request's are"
+    )
     watch: bool = _setting(True, "follow changes of the model directory while serving")
     model_control: bool = _setting(
         False, "let clients of the inference port load and unload models"

@@ -33,7 +33,12 @@ class Executor:
     """Runs one servable. `version` takes requests, from any thread, until `close`."""
 
     def __init__(
-        self, servable: Servable, batching: BatchingConfig, *, tap: Tap | None = None
+        self,
+        servable: Servable,
+        batching: BatchingConfig,
+        *,
+        tap: Tap | None = None,
+        mirror_contents: bool = False,
     ) -> None:
         self.servable = servable
         self.version = Version(
@@ -47,6 +52,7 @@ class Executor:
             max_queue_rows=batching.max_queue_rows,
             linger_s=batching.linger_ms / 1000,
             default_timeout_us=servable.settings.default_timeout_us,
+            mirror_contents=mirror_contents,
         )
         self._max_rows = batching.max_batch_rows
         self._tap = tap

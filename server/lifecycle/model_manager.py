@@ -81,7 +81,12 @@ class ModelManager:
     ) -> None:
         self._registry = registry
         self._config = config
-        self._versions = VersionLoader(config.batching, tap_factory, load)
+        self._versions = VersionLoader(
+            config.batching,
+            tap_factory,
+            load,
+            mirror_contents=config.server.output_contents == "mirror",
+        )
         self._on_champion_changed = on_champion_changed
         self._on_event = on_event
         self._clock = clock
@@ -90,6 +95,7 @@ class ModelManager:
         # Requests are led by the data plane, whose routes are made from these.
         self.plane = DataPlane(secrets.token_hex(8))
         self.plane.set_unknown(code_of(UnavailableError()), _STARTING)
+        self.plane.limit(config.server.max_in_flight, config.server.max_in_flight_bytes)
         self._routes: Mapping[str, Route] = {}  # read without a lock
         self._lock = threading.Lock()  # protects the fields below, and writers of _routes
         self._models: dict[str, ServedModel] = {}

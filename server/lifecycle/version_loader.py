@@ -29,10 +29,13 @@ class VersionLoader:
         batching: BatchingConfig,
         tap_factory: TapFactory | None,
         load: Callable[..., Servable] = Servable.load,
+        *,
+        mirror_contents: bool = False,
     ) -> None:
         self._batching = batching
         self._tap_factory = tap_factory
         self._load = load
+        self._mirror_contents = mirror_contents
         self._told: dict[str, str] = {}  # what was said about each model's config.pbtxt
 
     def load(self, directory: ModelDirectory, version: int) -> Executor:
@@ -47,7 +50,12 @@ class VersionLoader:
                 raise LoadError(reason)
             servable.configure(config.settings)
             batching = config.settings.batching(self._batching)
-            executor = Executor(servable, batching, tap=self._make_tap(servable))
+            executor = Executor(
+                servable,
+                batching,
+                tap=self._make_tap(servable),
+                mirror_contents=self._mirror_contents,
+            )
             executor.start()
         except LoadError:
             raise
