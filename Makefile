@@ -11,10 +11,17 @@ STRICT := -Wall -Wextra -Werror -Wno-unused-function -Wno-unused-parameter
 DEMO_MONTHS ?= 12
 
 SOURCES := setup.py pyproject.toml constraints.txt build-constraints.txt \
-	$(wildcard proto/*.proto _native/*.pyx _native/*.pxi _native/*.h)
+	$(wildcard proto/*.proto _native/*.pyx _native/*.pxi _native/*.h _native/*.cpp)
+
+# The data plane alone, with nothing of Python or gRPC in it.
+NATIVE := $(addprefix _native/,plane.cpp request_queue.cpp served_version.cpp infer_decode.cpp \
+	infer_encode.cpp parsed_request.cpp typed_contents.cpp)
+SANITIZED := build/sanitized
+STRESS_SECONDS ?= 10
+FUZZ_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format unit bench bench-peers build clean
+.PHONY: help setup demo test lint types format unit test-native fuzz bench bench-peers build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,7 +47,7 @@ demo: setup $(DEMO_DIR)/flights.parquet ## train on January, serve and replay th
 $(DEMO_DIR)/flights.parquet: examples/flights.py | setup
 	$(BIN)/python examples/flights.py $@
 
-test: lint types unit ## all that CI runs: lint, types, build, tests
+test: lint types unit test-native ## all that CI runs: lint, types, build, tests, sanitizers
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -51,6 +58,31 @@ types: setup
 
 unit: setup
 	$(BIN)/pytest
+
+test-native: $(SANITIZED)/stress-address $(SANITIZED)/stress-thread ## the data plane under sanitizers and a short fuzz
+	$(SANITIZED)/stress-address $(STRESS_SECONDS) 1
+	$(SANITIZED)/stress-thread $(STRESS_SECONDS) 2
+	@if command -v clang++ >/dev/null; then $(MAKE) --no-print-directory fuzz; \
+		else echo "clang++ is not here: nothing was fuzzed (Debian: apt-get install clang)"; fi
+
+fuzz: $(SANITIZED)/fuzz setup ## any bytes as requests; FUZZ_SECONDS=3600 for longer
+	$(BIN)/python tests/native/sanitized/seeds.py $(SANITIZED)/corpus
+	$(SANITIZED)/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -verbosity=0 \
+		-print_final_stats=1 -artifact_prefix=$(SANITIZED)/ $(SANITIZED)/corpus
+
+SANITIZE := -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -I_native -pthread
+
+$(SANITIZED)/stress-address: tests/native/sanitized/stress.cpp $(NATIVE) $(wildcard _native/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $< $(NATIVE)
+
+$(SANITIZED)/stress-thread: tests/native/sanitized/stress.cpp $(NATIVE) $(wildcard _native/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -fsanitize=thread -o $@ $< $(NATIVE)
+
+$(SANITIZED)/fuzz: tests/native/sanitized/fuzz.cpp $(NATIVE) $(wildcard _native/*.h)
+	@mkdir -p $(@D)
+	clang++ $(SANITIZE) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $< $(NATIVE)
 
 format: setup ## format the code and sort its imports
 	$(BIN)/ruff format .

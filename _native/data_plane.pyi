@@ -78,6 +78,10 @@ class Batch:
     def singles(self) -> list[Batch]:
         """Its calls, one batch each; nothing is left in this one. Calls that have gone are not."""
 
+    @property
+    def latest_event_time_ms(self) -> int:
+        """Of the calls that were answered; -1: none has an event time."""
+
     def observed(
         self,
     ) -> tuple[bytes, NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -132,6 +132,7 @@ cdef extern from "served_version.h" namespace "trimtab" nogil:
         vector[int64_t] rows
         vector[int64_t] event_time_ms
         vector[int64_t] received_ms
+        int64_t latest_event_time_ms
     cdef cppclass NativeBatch "trimtab::Batch":
         @staticmethod
         unique_ptr[NativeBatch] take(const shared_ptr[ServedVersion] &version, bool_t together) except +
@@ -401,6 +402,10 @@ cdef class Batch:
         with nogil:
             natives = self._native.get().singles()
         return [_batch(self._version, move(natives[index])) for index in range(natives.size())]
+
+    @property
+    def latest_event_time_ms(self):
+        return self._native.get().observed().latest_event_time_ms
 
     def observed(self):
         cdef Observed *observed = &self._native.get().observed()

@@ -242,6 +242,8 @@ std::string Batch::reply(const std::vector<Computed>& outputs,
     observed_.id_ends.push_back(static_cast<int32_t>(observed_.ids.size()));
     observed_.rows.push_back(rows);
     observed_.event_time_ms.push_back(call->work.event_time_ms);
+    observed_.latest_event_time_ms =
+        std::max(observed_.latest_event_time_ms, call->work.event_time_ms);
     observed_.received_ms.push_back(call->received_ms);
   }
 

@@ -149,6 +149,7 @@ class Batch {
     std::vector<int64_t> rows;
     std::vector<int64_t> event_time_ms;  // -1: the request has none
     std::vector<int64_t> received_ms;
+    int64_t latest_event_time_ms = -1;
   };
   Observed& observed() { return observed_; }
 

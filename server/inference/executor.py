@@ -18,7 +18,7 @@ from trimtab._native.data_plane import Batch, Version
 from ..config import BatchingConfig
 from ..errors import ModelExecutionError, code_of
 from . import batch as rows_of
-from .observation import ObservedBatch, ObservedCalls, Tap
+from .observation import ObservedBatch, Tap
 from .servable import Servable
 from .statistics import RunsOfSize, Total, VersionStatistics
 from .tensor import Tensor
@@ -167,12 +167,13 @@ class Executor:
         try:
             tap(
                 ObservedBatch(
-                    model=self.servable.model,
-                    version=self.servable.version,
-                    calls=ObservedCalls(*batch.observed()),
-                    rows=batch.rows,
-                    inputs=inputs,
-                    outputs=outputs,
+                    self.servable.model,
+                    self.servable.version,
+                    batch,
+                    batch.rows,
+                    inputs,
+                    outputs,
+                    batch.latest_event_time_ms,
                 )
             )
         except Exception:

@@ -35,19 +35,20 @@ class LoopClock:
         self._lock = threading.Lock()  # guards _latest
         self._latest: int | None = None
 
-    def seen(self, event_time_ms: int) -> None:
-        """A request took place then."""
+    def seen(self, event_time_ms: int) -> bool:
+        """A request took place then; False: that is not believed."""
         latest = self._latest
         if latest is not None and event_time_ms <= latest:
-            return
+            return True
         if event_time_ms > self._wall() + _MAX_AHEAD_MS:
-            return
+            return False
         with self._lock:
             if self._latest is None or event_time_ms > self._latest:
                 self._latest = event_time_ms
+        return True
 
     def all_seen(self, event_times_ms: NDArray[np.int64]) -> None:
-        """Requests took place then; negative: a request that does not say when."""
+        """Requests took place then, some of which are not believed; negative: it does not say."""
         believed = event_times_ms[event_times_ms <= self._wall() + _MAX_AHEAD_MS]
         latest = int(believed.max(initial=-1))
         if latest >= 0:

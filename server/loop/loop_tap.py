@@ -128,7 +128,10 @@ class LoopTap:
         observed = self._observed
         failed = True
         try:
-            observed.clock.all_seen(batch.calls.event_time_ms)
+            if batch.latest_event_time_ms >= 0 and not observed.clock.seen(
+                batch.latest_event_time_ms
+            ):
+                observed.clock.all_seen(batch.calls.event_time_ms)
             if observed.log is not None:
                 observed.log.append(batch, self._layout)
             champion = observed.champion
