@@ -312,7 +312,9 @@ def test_a_feature_that_broke_pages_and_never_retrains(world: World) -> None:
         numeric, carriers = draw(world.random, 200, shift=2.0)
         shifted = batch(numeric, carriers)  # its outputs are what the fault makes of them
         numeric[:, 0] = np.nan
-        world.taps[1](dataclasses.replace(batch(numeric, carriers), outputs=shifted.outputs))
+        mixed = batch(numeric, carriers)
+        mixed.outputs = shifted.outputs
+        world.taps[1](mixed)
         world.settle()
     assert world.kinds.count("data_quality") == 1 and "drift" not in world.kinds
     assert "temp: missing in 40.0% of the rows" in world.last("data_quality").reason
@@ -739,7 +741,9 @@ def test_a_report_names_broken_features_first(world: World) -> None:
     numeric, carriers = draw(world.random, 200)
     numeric[:, 0] = np.nan
     sane = batch(np.zeros((200, 2)) + draw(world.random, 200)[0], carriers)
-    world.taps[1](dataclasses.replace(batch(numeric, carriers), outputs=sane.outputs))
+    mixed = batch(numeric, carriers)
+    mixed.outputs = sane.outputs
+    world.taps[1](mixed)
     world.settle()
     reason = world.model.report().reason
     assert reason.startswith("temp: missing in") and reason.endswith(
