@@ -33,6 +33,7 @@ class Version:
         max_queue_rows: int,
         linger_s: float = 0.0,
         default_timeout_us: int = 0,
+        max_string_bytes: int = 0xFFFFFFFF,
         mirror_contents: bool = False,
     ) -> None: ...
     def take(self, together: bool = True) -> Batch | None:

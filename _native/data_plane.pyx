@@ -52,6 +52,7 @@ cdef extern from "infer_request.h" namespace "trimtab" nogil:
         vector[OutputSpec] outputs
         bool_t batchable
         int64_t max_request_rows
+        uint64_t max_string_bytes
         bool_t mirror_contents
 
 cdef extern from "request_queue.h" namespace "trimtab" nogil:
@@ -234,6 +235,7 @@ cdef class Version:
         int64_t max_queue_rows,
         double linger_s = 0.0,
         int64_t default_timeout_us = 0,
+        uint64_t max_string_bytes = 0xFFFFFFFF,
         bint mirror_contents = False,
     ):
         cdef Schema schema
@@ -255,6 +257,7 @@ cdef class Version:
             schema.outputs.push_back(output)
         schema.batchable = batchable
         schema.max_request_rows = max_request_rows
+        schema.max_string_bytes = max_string_bytes
         schema.mirror_contents = mirror_contents
         limits.max_batch_rows = max_batch_rows
         limits.max_queue_rows = max_queue_rows

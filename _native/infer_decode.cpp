@@ -285,7 +285,8 @@ Status wrong_size(uint64_t expected, uint64_t got, const std::string& name, cons
                  expected, ", got ", got);
 }
 
-Status check_strings(Bytes raw, int64_t elements, const InputSpec& spec, const std::string& model) {
+Status check_strings(Bytes raw, int64_t elements, const InputSpec& spec, const Schema& schema) {
+  const std::string& model = schema.model;
   size_t at = 0;
   int64_t count = 0;
   for (; at < raw.size; ++count) {
@@ -300,6 +301,10 @@ Status check_strings(Bytes raw, int64_t elements, const InputSpec& spec, const s
       return invalid("input '", spec.name, "' for model '", model, "': BYTES data is torn: element ", count,
                      " has ", left - length_size, " of its ", length, " bytes");
     }
+    if (length > schema.max_string_bytes) {
+      return invalid("input '", spec.name, "' for model '", model, "': BYTES element ", count, " has ", length,
+                     " bytes, the limit is ", schema.max_string_bytes, " (max_string_bytes)");
+    }
     at += length_size + length;
   }
   if (count != elements) return wrong_count(elements, count, spec.name, model);
@@ -311,11 +316,12 @@ void take_converted(InputData& tensor) {
   tensor.size = tensor.converted.size();
 }
 
-Status from_raw(Bytes raw, int64_t elements, const InputSpec& spec, const std::string& model,
+Status from_raw(Bytes raw, int64_t elements, const InputSpec& spec, const Schema& schema,
                 InputData& tensor) {
+  const std::string& model = schema.model;
   tensor.data = raw.data;
   tensor.size = raw.size;
-  if (spec.datatype == Datatype::BYTES) return check_strings(raw, elements, spec, model);
+  if (spec.datatype == Datatype::BYTES) return check_strings(raw, elements, spec, schema);
   const uint64_t expected = static_cast<uint64_t>(elements) * element_size(spec.datatype);
   if (raw.size != expected) return wrong_size(expected, raw.size, spec.name, model);
   if (spec.datatype == Datatype::BOOL) {
@@ -330,7 +336,8 @@ Status from_raw(Bytes raw, int64_t elements, const InputSpec& spec, const std::s
 }
 
 Status from_contents(const ParsedInput& given, int64_t elements, const InputSpec& spec,
-                     const std::string& model, InputData& tensor) {
+                     const Schema& schema, InputData& tensor) {
+  const std::string& model = schema.model;
   const Datatype datatype = spec.datatype;
   const uint32_t number = contents_field(datatype);
   for (uint32_t other = 1; other < contents_fields; ++other) {
@@ -354,6 +361,7 @@ Status from_contents(const ParsedInput& given, int64_t elements, const InputSpec
                    datatype_name(datatype), ": ", *beyond);
   }
   take_converted(tensor);
+  if (datatype == Datatype::BYTES) return check_strings({tensor.data, tensor.size}, elements, spec, schema);
   return {};
 }
 
@@ -378,10 +386,10 @@ Status check_tensors(const ParsedRequest& parsed, const Schema& schema, InferReq
     Status status;
     if (raw) {
       if (index >= parsed.raw_count) return no_data(spec.name, model);
-      status = from_raw(parsed.raws[index], elements, spec, model, tensor);
+      status = from_raw(parsed.raws[index], elements, spec, schema, tensor);
     } else {
       if (!given.has_contents && elements > 0) return no_data(spec.name, model);
-      status = from_contents(given, elements, spec, model, tensor);
+      status = from_contents(given, elements, spec, schema, tensor);
     }
     if (!status.ok()) return status;
   }

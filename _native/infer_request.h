@@ -45,6 +45,7 @@ struct Schema {
   std::vector<OutputSpec> outputs;
   bool batchable = false;  // the first dimension of every tensor is rows
   int64_t max_request_rows = 0;
+  uint64_t max_string_bytes = UINT32_MAX;  // of one element of BYTES
   bool mirror_contents = false;  // typed contents are answered by typed contents
 };
 

@@ -88,6 +88,9 @@ class BatchingConfig:
 
     max_batch_rows: int = _setting(1024, "rows that one run of the model takes at most", low=1)
     max_request_rows: int = _setting(65536, "rows that one request may have", low=1)
+    max_string_bytes: int = _setting(
+        16 * 1024 * 1024, "bytes that one string of a request may have", low=1, high=2**32 - 1
+    )
     max_queue_rows: int = _setting(65536, "rows that may wait per version", low=1)
     linger_ms: float = _setting(
         0.0, "how long an idle executor waits for more rows before it runs", low=0

@@ -50,6 +50,7 @@ class Executor:
             max_request_rows=batching.max_request_rows,
             max_batch_rows=batching.max_batch_rows,
             max_queue_rows=batching.max_queue_rows,
+            max_string_bytes=batching.max_string_bytes,
             linger_s=batching.linger_ms / 1000,
             default_timeout_us=servable.settings.default_timeout_us,
             mirror_contents=mirror_contents,

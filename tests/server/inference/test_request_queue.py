@@ -1,6 +1,7 @@
 """The queue of a version: what shares a batch, what leaves it, what never runs."""
 
 import math
+import struct
 import threading
 import time
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.plane import Requests, Sent, plane_of
 from trimtab._native.data_plane import Batch, Version
+from trimtab.proto import open_inference_pb2 as pb
 
 UNAVAILABLE, CANCELLED = 14, 1
 FULL = (UNAVAILABLE, "Exceeds maximum queue size")
@@ -252,3 +254,36 @@ def test_every_live_call_comes_out_exactly_once(
         assert [id for id in seen if about[id][1] == width] == expected
     assert queue.counts["waiting_rows"] == 0
     assert queue.requests.plane.requests_in_flight == 0
+
+
+def test_a_string_beyond_the_limit_is_refused_raw_or_typed() -> None:
+    version = Version(
+        "m",
+        1,
+        [("s", "BYTES", (-1,))],
+        [("y", "FP32")],
+        batchable=True,
+        max_request_rows=10,
+        max_batch_rows=10,
+        max_queue_rows=10,
+        max_string_bytes=3,
+    )
+    requests = Requests(plane_of(version))
+    for raw in (True, False):
+        for word in (b"abc", b"abcd"):
+            message = pb.ModelInferRequest(model_name="m")
+            tensor = message.inputs.add(name="s", datatype="BYTES", shape=[2])
+            if raw:
+                message.raw_input_contents.append(b"\0\0\0\0" + struct.pack("<I", len(word)) + word)
+            else:
+                tensor.contents.bytes_contents.extend([b"", word])
+            sent = requests.send_bytes(message.SerializeToString())
+            if word == b"abc":
+                assert not sent.done()
+                sent.cancel()
+            else:
+                text = (
+                    "input 's' for model 'm': BYTES element 1 has 4 bytes, the limit is 3 "
+                    "(max_string_bytes)"
+                )
+                assert sent.refusal() == (3, text)
