@@ -362,16 +362,21 @@ class _NumericWatch:
         nothing = np.full(self.width, np.nan)
         self._extremes.append((nothing, nothing.copy()))
         self._follow = np.flatnonzero(self._varied)
+        self._same: NDArray[Any] | None = None  # what the followed columns always were
 
     def _extend(self, piece: NDArray[Any]) -> None:
-        low, high = self._extremes[-1]
-        follow = self._follow
         if not len(piece):
             return
-        columns = piece[:, follow]  # copy: the columns that did not vary so far
+        low, high = self._extremes[-1]
+        follow = self._follow
+        # copy: the columns that did not vary so far
+        columns = piece if len(follow) == self.width else piece[:, follow]
+        if self._same is not None and (columns == self._same).all():
+            return
         low[follow] = np.fmin(low[follow], np.fmin.reduce(columns))
         high[follow] = np.fmax(high[follow], np.fmax.reduce(columns))
         self._follow = follow[~(low[follow] < high[follow])]
+        self._same = low[self._follow].astype(piece.dtype)
 
 
 class _CategoryWatch:
