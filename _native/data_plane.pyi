@@ -10,6 +10,11 @@ Refusal: TypeAlias = tuple[int, str]
 Run: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """(count, ns) of gathering inputs, of the model, of writing replies."""
 
+class Idle:
+    """There is one, IDLE."""
+
+IDLE: Idle
+
 class Version:
     """One loaded version's queue, counters and schema. `take` from one thread, the rest from any.
 
@@ -36,12 +41,26 @@ class Version:
         max_string_bytes: int = 0xFFFFFFFF,
         mirror_contents: bool = False,
     ) -> None: ...
-    def take(self, together: bool = True) -> Batch | None:
+    def take(self, together: bool = True, idle_s: float = 0.0) -> Batch | Idle | None:
         """The next calls to compute, their inputs gathered; blocks without the GIL.
 
-        Not `together`: one call at a time. None: closed, and nothing waits. Calls past their time
-        are told so here and never come out.
+        Not `together`: one call at a time. None: closed, and nothing waits. IDLE: nothing came for
+        `idle_s` (0: for ever). Calls past their time are told so here and never come out.
         """
+
+    @property
+    def kept_rows(self) -> int: ...
+    def take_kept(
+        self,
+    ) -> tuple[
+        int,
+        list[tuple[tuple[int, ...], NDArray[Any] | bytes]],
+        list[tuple[tuple[int, ...], NDArray[Any] | bytes]],
+        tuple[bytes, NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        int,
+    ]:
+        """(rows, inputs, outputs, `observed`, `latest_event_time_ms`) of the batches that were kept;
+        none are afterwards."""
 
     def close(self) -> None:
         """No more calls; what waits can still be taken."""
@@ -57,6 +76,7 @@ class Batch:
 
     rows: int
     requests: int
+    kept: bool
 
     def inputs(self) -> list[tuple[tuple[int, ...], NDArray[Any] | bytes]]:
         """(shape, data) of each input: arrays are views of the batch's memory, read-only."""
@@ -67,10 +87,16 @@ class Batch:
     def running(self) -> None:
         """The model is run from now on."""
 
-    def reply(self, outputs: Sequence[tuple[int, tuple[int, ...], NDArray[Any] | bytes]]) -> str:
+    def reply(
+        self,
+        outputs: Sequence[tuple[int, tuple[int, ...], NDArray[Any] | bytes]],
+        keep: bool = False,
+    ) -> str:
         """Answers every call with its rows of (index, shape, C-contiguous data); without the GIL.
 
-        Not empty: why the outputs cannot be divided among the calls; then nothing was sent.
+        Not empty: why the outputs cannot be divided among the calls; then nothing was sent. With
+        `keep` the batch is then added to what its version keeps, which `kept` tells: not if its
+        trailing shapes are others. `outputs` are all of the model's then.
         """
 
     def fail(self, code: int, text: str) -> None:

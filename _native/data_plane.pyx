@@ -113,10 +113,27 @@ cdef extern from "served_version.h" namespace "trimtab" nogil:
         uint64_t *batch_rows
         cpp_map[int64_t, RunTotals] runs_by_size
         QueueCounts queued
+    cdef cppclass ObservedCalls:
+        string ids
+        vector[int32_t] id_ends
+        vector[int64_t] rows
+        vector[int64_t] event_time_ms
+        vector[int64_t] received_ms
+        int64_t latest_event_time_ms
+    cdef cppclass KeptTensor "trimtab::Kept::Tensor":
+        vector[uint8_t] data
+        vector[int64_t] shape
+    cdef cppclass Kept:
+        Kept()
+        int64_t rows
+        vector[KeptTensor] inputs
+        vector[KeptTensor] outputs
+        ObservedCalls calls
     cdef cppclass ServedVersion:
         ServedVersion(Schema schema, VersionLimits limits)
         Schema schema
         RequestQueue queue
+        Kept kept
         VersionCounts counts()
         void refuse_waiting(const Status &status)
     cdef cppclass Computed:
@@ -127,16 +144,11 @@ cdef extern from "served_version.h" namespace "trimtab" nogil:
         shared_ptr[uint8_t] data
         size_t size
         vector[int64_t] shape
-    cdef cppclass Observed "trimtab::Batch::Observed":
-        string ids
-        vector[int32_t] id_ends
-        vector[int64_t] rows
-        vector[int64_t] event_time_ms
-        vector[int64_t] received_ms
-        int64_t latest_event_time_ms
     cdef cppclass NativeBatch "trimtab::Batch":
         @staticmethod
-        unique_ptr[NativeBatch] take(const shared_ptr[ServedVersion] &version, bool_t together) except +
+        unique_ptr[NativeBatch] take(
+            const shared_ptr[ServedVersion] &version, bool_t together, nanoseconds idle, bool_t &closed
+        ) except +
         int64_t rows()
         size_t size()
         const vector[Gathered] &inputs()
@@ -145,7 +157,8 @@ cdef extern from "served_version.h" namespace "trimtab" nogil:
         string reply(const vector[Computed] &outputs, const vector[uint32_t] &indexes) except +
         void fail(const Status &status) except +
         vector[unique_ptr[NativeBatch]] singles() except +
-        Observed &observed()
+        const ObservedCalls &observed()
+        bool_t keep(const vector[Computed] &outputs) except +
 
 cdef extern from "plane.h" namespace "trimtab" nogil:
     cdef cppclass Route:
@@ -221,6 +234,7 @@ cdef class Version:
     cdef readonly str model
     cdef readonly int64_t version
     cdef tuple _dtypes  # of the inputs
+    cdef tuple _output_dtypes
 
     def __init__(
         self,
@@ -265,17 +279,37 @@ cdef class Version:
         limits.default_timeout_us = default_timeout_us
         self._native = make_shared[ServedVersion](schema, limits)
         self._dtypes = tuple([_DTYPES[datatype] for _, datatype, _ in inputs])
+        self._output_dtypes = tuple([_DTYPES[datatype] for _, datatype in outputs])
 
     def __repr__(self):
         return f"<Version {self.model}/{self.version}>"
 
-    def take(self, bint together = True):
+    def take(self, bint together = True, double idle_s = 0.0):
         cdef unique_ptr[NativeBatch] native
+        cdef nanoseconds idle = trimtab_ns(idle_s)
+        cdef bool_t closed = False
         with nogil:
-            native = NativeBatch.take(self._native, together)
+            native = NativeBatch.take(self._native, together, idle, closed)
         if native.get() == NULL:
-            return None
+            return None if closed else IDLE
         return _batch(self, move(native))
+
+    @property
+    def kept_rows(self):
+        return self._native.get().kept.rows
+
+    def take_kept(self):
+        cdef Kept *kept = &self._native.get().kept
+        cdef list inputs = [
+            _kept(kept.inputs[index], self._dtypes[index]) for index in range(kept.inputs.size())
+        ]
+        cdef list outputs = [
+            _kept(kept.outputs[index], self._output_dtypes[index])
+            for index in range(kept.outputs.size())
+        ]
+        taken = (kept.rows, inputs, outputs, _columns(kept.calls), kept.calls.latest_event_time_ms)
+        self._native.get().kept = Kept()
+        return taken
 
     def close(self):
         with nogil:
@@ -312,6 +346,35 @@ cdef class Version:
         }
 
 
+class Idle:
+    """There is one, IDLE."""
+
+
+IDLE = Idle()
+
+
+cdef tuple _kept(const KeptTensor &tensor, dtype):
+    cdef size_t axis
+    shape = tuple([tensor.shape[axis] for axis in range(tensor.shape.size())])
+    data = PyBytes_FromStringAndSize(<const char *> tensor.data.data(), tensor.data.size())
+    return shape, data if dtype is None else np.frombuffer(data, dtype).reshape(shape)
+
+
+cdef tuple _columns(const ObservedCalls &calls):
+    cdef Py_ssize_t count = calls.rows.size(), index
+    ids = PyBytes_FromStringAndSize(calls.ids.data(), calls.ids.size())
+    id_ends = np.empty(count, np.int32)
+    numbers = np.empty((3, count), np.int64)
+    cdef int32_t[::1] ends = id_ends
+    cdef int64_t[:, ::1] out = numbers
+    for index in range(count):
+        ends[index] = calls.id_ends[index]
+        out[0, index] = calls.rows[index]
+        out[1, index] = calls.event_time_ms[index]
+        out[2, index] = calls.received_ms[index]
+    return ids, id_ends, numbers[0], numbers[1], numbers[2]
+
+
 cdef tuple _total(Total total):
     return (total.count, total.ns)
 
@@ -334,6 +397,7 @@ cdef class Batch:
     cdef Version _version
     cdef readonly int64_t rows
     cdef readonly Py_ssize_t requests
+    cdef readonly bint kept
 
     def __dealloc__(self):
         # Calls that were not answered are told so, and that may block.
@@ -371,7 +435,7 @@ cdef class Batch:
     def running(self):
         self._native.get().running()
 
-    def reply(self, outputs not None):
+    def reply(self, outputs not None, bint keep = False):
         cdef Py_ssize_t count = len(outputs), held = 0, position
         cdef vector[Py_buffer] views
         cdef vector[Computed] computed
@@ -379,6 +443,7 @@ cdef class Batch:
         cdef string problem
         views.resize(count)
         computed.resize(count)
+        self.kept = False
         try:
             for position, (index, shape, data) in enumerate(outputs):
                 PyObject_GetBuffer(data, &views[position], PyBUF_SIMPLE)
@@ -389,6 +454,8 @@ cdef class Batch:
                 computed[position].shape = shape
             with nogil:
                 problem = self._native.get().reply(computed, indexes)
+                if keep and problem.empty():
+                    self.kept = self._native.get().keep(computed)
         finally:
             for position in range(held):
                 PyBuffer_Release(&views[position])
@@ -411,20 +478,7 @@ cdef class Batch:
         return self._native.get().observed().latest_event_time_ms
 
     def observed(self):
-        cdef Observed *observed = &self._native.get().observed()
-        cdef Py_ssize_t count = observed.rows.size()
-        ids = PyBytes_FromStringAndSize(observed.ids.data(), observed.ids.size())
-        id_ends = np.empty(count, np.int32)
-        numbers = np.empty((3, count), np.int64)
-        cdef int32_t[::1] ends = id_ends
-        cdef int64_t[:, ::1] out = numbers
-        cdef Py_ssize_t index
-        for index in range(count):
-            ends[index] = observed.id_ends[index]
-            out[0, index] = observed.rows[index]
-            out[1, index] = observed.event_time_ms[index]
-            out[2, index] = observed.received_ms[index]
-        return ids, id_ends, numbers[0], numbers[1], numbers[2]
+        return _columns(self._native.get().observed())
 
 
 cdef class DataPlane:

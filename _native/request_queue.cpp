@@ -61,23 +61,32 @@ bool RequestQueue::remove(Call* call) {
   return true;
 }
 
-bool RequestQueue::take(int64_t max_rows, std::vector<Call*>& calls, std::vector<Call*>& expired) {
+Take RequestQueue::take(int64_t max_rows, std::chrono::nanoseconds idle, std::vector<Call*>& calls,
+                        std::vector<Call*>& expired) {
   std::unique_lock<std::mutex> lock(mutex_);
+  const Clock::time_point idle_at =
+      idle.count() ? Clock::now() + idle : Clock::time_point::max();
   for (;;) {
     if (first_ != nullptr) {
       const Clock::time_point run_at = first_->received + linger_;
       if (closed_ || linger_.count() == 0 || counts_.waiting_rows >= max_rows ||
           Clock::now() >= run_at) {
         gather(max_rows, calls, expired);
-        return true;
+        return Take::calls;
       }
       idle_ = true;
       changed_.wait_until(lock, run_at);
     } else if (closed_) {
-      return false;
+      return Take::closed;
+    } else if (idle.count() && Clock::now() >= idle_at) {
+      return Take::idle;
     } else {
       idle_ = true;
-      changed_.wait(lock);
+      if (idle.count()) {
+        changed_.wait_until(lock, idle_at);
+      } else {
+        changed_.wait(lock);
+      }
     }
     idle_ = false;
   }

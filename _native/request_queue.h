@@ -34,6 +34,8 @@ struct QueueGroup {
 
 enum class Put { queued, full, closed, cancelled };
 
+enum class Take { calls, idle, closed };
+
 struct QueueCounts {
   int64_t waiting_requests = 0;
   int64_t waiting_rows = 0;
@@ -53,9 +55,11 @@ class RequestQueue {
   // True: the call waited, and its reference is the caller's again.
   bool remove(Call* call);
 
-  // Blocks until there is something to do; false: closed and empty. `calls` share a run: the first
-  // whatever its size, then those of its group that fit into `max_rows`. `expired` are past their time.
-  bool take(int64_t max_rows, std::vector<Call*>& calls, std::vector<Call*>& expired);
+  // Blocks until there is something to do. Calls: `calls` share a run, the first whatever its size, then
+  // those of its group that fit into `max_rows`; `expired` are past their time. Idle: nothing came for so
+  // long (0: that is never said). Closed: and empty.
+  Take take(int64_t max_rows, std::chrono::nanoseconds idle, std::vector<Call*>& calls,
+            std::vector<Call*>& expired);
 
   // No more calls; what waits can still be taken.
   void close();
@@ -81,7 +85,7 @@ class RequestQueue {
   std::unordered_map<std::string, std::unique_ptr<QueueGroup>> groups_;
   QueueGroup* recent_ = nullptr;  // the group that was put into last; kept though it be empty
   QueueCounts counts_;
-  bool idle_ = false;  // somebody waits in take
+  bool idle_ = false;  // somebody waits in take and was not woken yet
   bool closed_ = false;
 };
 

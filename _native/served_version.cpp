@@ -105,13 +105,15 @@ Batch::~Batch() {
   for (Call* call : calls_) finish(call, {Code::internal, "the batch was lost"});
 }
 
-std::unique_ptr<Batch> Batch::take(const std::shared_ptr<ServedVersion>& version, bool together) {
+std::unique_ptr<Batch> Batch::take(const std::shared_ptr<ServedVersion>& version, bool together,
+                                   std::chrono::nanoseconds idle, bool& closed) {
   for (;;) {
     std::vector<Call*> calls;
     std::vector<Call*> expired;
-    if (!version->queue.take(together ? version->limits.max_batch_rows : 0, calls, expired)) {
-      return nullptr;
-    }
+    const int64_t max_rows = together ? version->limits.max_batch_rows : 0;
+    const Take taken = version->queue.take(max_rows, idle, calls, expired);
+    closed = taken == Take::closed;
+    if (taken != Take::calls) return nullptr;
     version->expire(expired);
     if (calls.empty()) continue;
     std::unique_ptr<Batch> batch(new Batch(version, std::move(calls)));
@@ -281,6 +283,59 @@ std::string Batch::reply(const std::vector<Computed>& outputs,
     finish(calls[position], statuses[position]);
   }
   return {};
+}
+
+void ObservedCalls::append(const ObservedCalls& other) {
+  const int32_t before = static_cast<int32_t>(ids.size());
+  ids += other.ids;
+  for (int32_t end : other.id_ends) id_ends.push_back(before + end);
+  rows.insert(rows.end(), other.rows.begin(), other.rows.end());
+  event_time_ms.insert(event_time_ms.end(), other.event_time_ms.begin(), other.event_time_ms.end());
+  received_ms.insert(received_ms.end(), other.received_ms.begin(), other.received_ms.end());
+  latest_event_time_ms = std::max(latest_event_time_ms, other.latest_event_time_ms);
+}
+
+bool Batch::keep(const std::vector<Computed>& outputs) {
+  Kept& kept = version_->kept;
+  const auto same = [](const std::vector<int64_t>& one, const std::vector<int64_t>& other) {
+    return one.size() == other.size() && !one.empty() &&
+           std::equal(one.begin() + 1, one.end(), other.begin() + 1);
+  };
+  if (kept.rows == 0) {
+    kept.inputs.assign(inputs_.size(), {});
+    kept.outputs.assign(outputs.size(), {});
+    for (size_t index = 0; index < inputs_.size(); ++index) {
+      kept.inputs[index].shape = inputs_[index].shape;
+      if (!kept.inputs[index].shape.empty()) kept.inputs[index].shape[0] = 0;
+    }
+    for (size_t index = 0; index < outputs.size(); ++index) {
+      kept.outputs[index].shape = outputs[index].shape;
+      if (!kept.outputs[index].shape.empty()) kept.outputs[index].shape[0] = 0;
+    }
+  }
+  if (kept.outputs.size() != outputs.size()) return false;
+  for (size_t index = 0; index < inputs_.size(); ++index) {
+    if (!same(kept.inputs[index].shape, inputs_[index].shape)) return false;
+  }
+  for (size_t index = 0; index < outputs.size(); ++index) {
+    if (!same(kept.outputs[index].shape, outputs[index].shape) || outputs[index].shape[0] != rows_) {
+      return false;
+    }
+  }
+  for (size_t index = 0; index < inputs_.size(); ++index) {
+    const Gathered& input = inputs_[index];
+    Kept::Tensor& tensor = kept.inputs[index];
+    tensor.data.insert(tensor.data.end(), input.data.get(), input.data.get() + input.size);
+    tensor.shape[0] += rows_;
+  }
+  for (size_t index = 0; index < outputs.size(); ++index) {
+    Kept::Tensor& tensor = kept.outputs[index];
+    tensor.data.insert(tensor.data.end(), outputs[index].data, outputs[index].data + outputs[index].size);
+    tensor.shape[0] += rows_;
+  }
+  kept.calls.append(observed_);
+  kept.rows += rows_;
+  return true;
 }
 
 void Batch::fail(const Status& status) {

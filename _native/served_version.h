@@ -70,6 +70,31 @@ struct VersionCounts {
   QueueCounts queued;
 };
 
+// Of the calls that were answered, in order: for whoever observes them.
+struct ObservedCalls {
+  std::string ids;
+  std::vector<int32_t> id_ends;
+  std::vector<int64_t> rows;
+  std::vector<int64_t> event_time_ms;  // -1: the request has none
+  std::vector<int64_t> received_ms;
+  int64_t latest_event_time_ms = -1;
+
+  void append(const ObservedCalls& other);
+};
+
+// The rows of small batches, put together until they are worth a look: observing a batch has a price
+// that does not depend on its rows. The executor's thread alone.
+struct Kept {
+  struct Tensor {
+    std::vector<uint8_t> data;
+    std::vector<int64_t> shape;
+  };
+  int64_t rows = 0;
+  std::vector<Tensor> inputs;
+  std::vector<Tensor> outputs;
+  ObservedCalls calls;
+};
+
 class ServedVersion {
  public:
   ServedVersion(Schema schema, VersionLimits limits);
@@ -87,6 +112,8 @@ class ServedVersion {
   void expire(const std::vector<Call*>& calls);
   // Tells everybody who waits.
   void refuse_waiting(const Status& status);
+
+  Kept kept;
 
  private:
   friend class Batch;
@@ -112,8 +139,9 @@ class Batch {
     std::vector<int64_t> shape;
   };
 
-  // Blocks; nullptr: the version is closed and empty.
-  static std::unique_ptr<Batch> take(const std::shared_ptr<ServedVersion>& version, bool together);
+  // Blocks; nullptr with `idle` 0: the version is closed and empty, else maybe only idle for so long.
+  static std::unique_ptr<Batch> take(const std::shared_ptr<ServedVersion>& version, bool together,
+                                     std::chrono::nanoseconds idle, bool& closed);
   ~Batch();
 
   const ServedVersion& version() const { return *version_; }
@@ -142,16 +170,11 @@ class Batch {
   // Calls that have gone meanwhile are finished and left out.
   std::vector<std::unique_ptr<Batch>> singles();
 
-  // Of the calls that were answered, in order: for whoever observes the batch.
-  struct Observed {
-    std::string ids;
-    std::vector<int32_t> id_ends;
-    std::vector<int64_t> rows;
-    std::vector<int64_t> event_time_ms;  // -1: the request has none
-    std::vector<int64_t> received_ms;
-    int64_t latest_event_time_ms = -1;
-  };
-  Observed& observed() { return observed_; }
+  const ObservedCalls& observed() const { return observed_; }
+
+  // Adds an answered batch, with all of its outputs, to what its version keeps; false: what is kept has
+  // other trailing shapes.
+  bool keep(const std::vector<Computed>& outputs);
 
  private:
   Batch(std::shared_ptr<ServedVersion> version, std::vector<Call*> calls);
@@ -165,7 +188,7 @@ class Batch {
   Clock::time_point began_;
   Clock::time_point infer_began_;
   uint64_t input_ns_ = 0;
-  Observed observed_;
+  ObservedCalls observed_;
 };
 
 }  // namespace trimtab

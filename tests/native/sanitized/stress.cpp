@@ -123,9 +123,14 @@ void execute(std::shared_ptr<ServedVersion> version, unsigned seed) {
     output.size = input.size;
     output.shape = input.shape;
     check(batch.reply({output}, {0}).empty(), "a reply that could not be divided");
+    if (!batch.keep({output}) || version->kept.rows > 100) version->kept = Kept();
     check(batch.observed().rows.size() == batch.observed().id_ends.size(), "observed");
   };
-  while (std::unique_ptr<Batch> batch = Batch::take(version, random() % 8 != 0)) {
+  bool closed = false;
+  while (!closed) {
+    const std::chrono::nanoseconds idle(random() % 2 ? 0 : 100'000);
+    std::unique_ptr<Batch> batch = Batch::take(version, random() % 8 != 0, idle, closed);
+    if (batch == nullptr) continue;
     batch->running();
     if (random() % 16 == 0) {
       for (std::unique_ptr<Batch>& single : batch->singles()) {

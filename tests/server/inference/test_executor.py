@@ -2,16 +2,23 @@
 
 import logging
 import math
-from typing import Self
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.fakes import FakeSession, fake_servable
 from tests.plane import Requests, Sent, plane_of
+from trimtab._native import bytes_tensor
+from trimtab.proto import open_inference_pb2 as pb
+from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.server.config import BatchingConfig
 from trimtab.server.inference.executor import SHUTTING_DOWN, Executor
 from trimtab.server.inference.observation import ObservedBatch
+from trimtab.server.inference.servable import Servable
 from trimtab.server.inference.statistics import BATCH_BOUNDS
 
 INTERNAL, UNAVAILABLE, CANCELLED = 13, 14, 1
@@ -175,7 +182,7 @@ def test_a_full_queue_refuses_and_what_waits_is_answered() -> None:
         assert it.executor.statistics().rejected == 1
 
 
-def test_the_tap_sees_the_whole_batch_after_the_replies_left() -> None:
+def test_the_tap_sees_all_rows_in_order_after_the_replies_left() -> None:
     session = FakeSession()
     seen: list[ObservedBatch] = []
     answered: list[bool] = []
@@ -199,18 +206,85 @@ def test_the_tap_sees_the_whole_batch_after_the_replies_left() -> None:
         )
     session.release()
     executor.close()
-    assert answered == [True, True]
-    batch = seen[1]
-    assert (batch.model, batch.version, batch.rows) == ("air", 7, 3)
-    assert [(each.id, each.rows, each.event_time_ms) for each in batch.calls.each()] == [
-        ("id1", 1, 1),
-        ("id2", 2, 2),
-    ]
-    (minted,) = seen[0].calls.each()
-    assert (minted.id, minted.event_time_ms) == ("test-1", None)
-    assert minted.id == sent[0].reply().id
-    assert batch.inputs["x"].array()[:, 0].tolist() == [1.0, 2.0, 2.0]
-    assert batch.outputs["y"].array()[:, 0].tolist() == [2.0, 4.0, 4.0]
+    assert all(answered)
+    assert {(batch.model, batch.version) for batch in seen} == {("air", 7)}
+    assert [
+        (each.id, each.rows, each.event_time_ms) for batch in seen for each in batch.calls.each()
+    ] == [("test-1", 1, None), ("id1", 1, 1), ("id2", 2, 2)]
+    assert seen[-1].latest_event_time_ms == 2
+    for name, factor in (("x", 1.0), ("y", 2.0)):
+        sides = [batch.inputs if name == "x" else batch.outputs for batch in seen]
+        values = np.concatenate([side[name].array()[:, 0] for side in sides])
+        assert values.tolist() == [factor * value for value in (0.0, 1.0, 2.0, 2.0)]
+
+
+def test_small_batches_are_shown_together_large_ones_at_once_and_none_is_overtaken() -> None:
+    with Harness(tap=True) as it:
+        for rows in (1, 2, 70, 3, 64, 5):
+            it.send([float(rows)] * rows).values()
+        it.executor.close()
+        values = [value for b in it.observed for value in b.inputs["x"].array()[:, 0].tolist()]
+        assert values == [float(rows) for rows in (1, 2, 70, 3, 64, 5) for _ in range(rows)]
+        assert {70, 64} <= {batch.rows for batch in it.observed}
+        assert sum(len(batch.calls) for batch in it.observed) == 6
+
+
+def test_what_a_lone_request_left_is_shown_soon_though_nothing_follows() -> None:
+    shown = threading.Event()
+    executor = Executor(
+        fake_servable(FakeSession()), BatchingConfig(), tap=lambda batch: shown.set()
+    )
+    requests = Requests(plane_of(executor.version))
+    executor.start()
+    requests.send([1.0]).values()
+    assert shown.wait(30)
+    executor.close()
+
+
+def test_small_batches_of_other_shapes_or_strings_are_shown_as_they_were() -> None:
+    """Whatever the order, each row is seen once, with its own tensors."""
+    inputs = (TensorSpec("x", "FP32", (-1, -1), ()), TensorSpec("s", "BYTES", (-1,), ()))
+    outputs = (TensorSpec("y", "FP32", (-1, -1), ()), TensorSpec("t", "BYTES", (-1,), ()))
+
+    class Echo:
+        def run(self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+            return [feed["x"], feed["s"]]
+
+    servable = Servable(
+        model="m",
+        version=1,
+        session=Echo(),
+        signature=Signature(inputs=inputs, outputs=outputs),
+        batchable=True,
+    )
+    seen: list[ObservedBatch] = []
+    executor = Executor(servable, BatchingConfig(), tap=seen.append)
+    requests = Requests(plane_of(executor.version))
+    executor.start()
+    expected = []
+    for number, width in enumerate((1, 1, 2, 2, 1, 3)):
+        message = pb.ModelInferRequest(model_name="m", id=str(number))
+        message.inputs.add(name="x", datatype="FP32", shape=[2, width])
+        message.inputs.add(name="s", datatype="BYTES", shape=[2])
+        word = f"w{number}".encode()
+        message.raw_input_contents.extend(
+            [np.full((2, width), number, np.float32).tobytes(), 2 * (b"\2\0\0\0" + word)]
+        )
+        requests.send_bytes(message.SerializeToString()).reply()
+        expected += [(width, float(number), word)] * 2
+    executor.close()
+    found = []
+    for batch in seen:
+        for side, x, s in ((batch.inputs, "x", "s"), (batch.outputs, "y", "t")):
+            words = bytes_tensor.decode(side[s].wire(), batch.rows)
+            assert side[x].array().shape == side[x].shape
+            if side is batch.inputs:
+                found += [
+                    (row.size, float(row[0]), word.encode())
+                    for row, word in zip(side[x].array(), words, strict=True)
+                ]
+        assert batch.inputs["s"].wire() == batch.outputs["t"].wire()
+    assert found == expected
 
 
 def test_what_a_tap_keeps_stays_as_it_was() -> None:
@@ -218,8 +292,8 @@ def test_what_a_tap_keeps_stays_as_it_was() -> None:
         for number in range(50):
             assert it.send([float(number)] * 3).values() == [2.0 * number] * 3
         it.executor.close()
-        kept = [batch.inputs["x"].array()[:, 0].tolist() for batch in it.observed]
-        assert kept == [[float(number)] * 3 for number in range(50)]
+        kept = [value for b in it.observed for value in b.inputs["x"].array()[:, 0].tolist()]
+        assert kept == [float(number) for number in range(50) for _ in range(3)]
         with pytest.raises(ValueError, match="read-only"):
             it.observed[0].inputs["x"].array()[0, 0] = 1.0
 
@@ -232,7 +306,7 @@ def test_a_tap_that_fails_is_counted_and_logged_once(caplog: pytest.LogCaptureFi
     requests = Requests(plane_of(executor.version))
     executor.start()
     for _ in range(3):
-        requests.send([1.0]).values()
+        requests.send([1.0] * 64).values()
     executor.close()
     assert executor.statistics().tap_failures == 3
     logged = [record for record in caplog.records if "tap failed" in record.message]

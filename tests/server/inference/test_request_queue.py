@@ -48,7 +48,7 @@ class Queue:
     def take(self, together: bool = True) -> list[str]:
         """Ids of the next batch, which is answered."""
         batch = self.version.take(together)
-        return [] if batch is None else answer(batch)
+        return answer(batch) if isinstance(batch, Batch) else []
 
     @property
     def counts(self) -> dict[str, int]:
@@ -135,7 +135,7 @@ def test_a_call_that_is_cancelled_after_it_was_taken_is_answered_once() -> None:
     queue = Queue()
     sent = queue.send(id="a")
     batch = queue.version.take()
-    assert batch is not None
+    assert isinstance(batch, Batch)
     sent.cancel()
     assert not sent.done()
     answer(batch)
