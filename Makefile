@@ -17,6 +17,8 @@ SOURCES := setup.py pyproject.toml constraints.txt build-constraints.txt \
 NATIVE := $(addprefix _native/,plane.cpp request_queue.cpp served_version.cpp infer_decode.cpp \
 	infer_encode.cpp parsed_request.cpp typed_contents.cpp)
 SANITIZED := build/sanitized
+CAN_FUZZ := echo 'extern "C" int LLVMFuzzerTestOneInput(const char *, unsigned long) { return 0; }' \
+	| clang++ -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null
 STRESS_SECONDS ?= 10
 FUZZ_SECONDS ?= 20
 
@@ -62,12 +64,13 @@ unit: setup
 test-native: $(SANITIZED)/stress-address $(SANITIZED)/stress-thread ## the data plane under sanitizers and a short fuzz
 	$(SANITIZED)/stress-address $(STRESS_SECONDS) 1
 	$(SANITIZED)/stress-thread $(STRESS_SECONDS) 2
-	@if command -v clang++ >/dev/null; then $(MAKE) --no-print-directory fuzz; \
-		else echo "clang++ is not here: nothing was fuzzed (Debian: apt-get install clang)"; fi
+	@$(CAN_FUZZ) || PYTHON=$(PYTHON) WANTED="clang libclang-rt-14-dev" .ci/system-packages
+	@if $(CAN_FUZZ); then $(MAKE) --no-print-directory fuzz; \
+		else echo "clang++ with libFuzzer is not here: nothing was fuzzed"; fi
 
 fuzz: $(SANITIZED)/fuzz setup ## any bytes as requests; FUZZ_SECONDS=3600 for longer
 	$(BIN)/python tests/native/sanitized/seeds.py $(SANITIZED)/corpus
-	$(SANITIZED)/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -verbosity=0 \
+	$(SANITIZED)/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -verbosity=0 -print_funcs=0 \
 		-print_final_stats=1 -artifact_prefix=$(SANITIZED)/ $(SANITIZED)/corpus
 
 SANITIZE := -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wextra -Werror -I_native -pthread

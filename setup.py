@@ -1,6 +1,9 @@
 """Compiles what is not plain Python: the protocol files and the Cython modules."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -18,6 +21,7 @@ CXX_SOURCES: dict[str, list[str]] = {
     "infer_message": INFER_MESSAGE,
     "data_plane": [*INFER_MESSAGE, "plane.cpp", "request_queue.cpp", "served_version.cpp"],
 }
+GRPC_FRONTEND = ["frontend.cpp", "grpc_generic.cpp", "grpc_infer.cpp"]
 
 
 def compile_protos() -> None:
@@ -44,6 +48,53 @@ def compile_protos() -> None:
     shutil.copytree(out / "trimtab/proto", "proto", dirs_exist_ok=True)
 
 
+def native_frontend() -> list[Extension]:
+    """The gRPC transport in C++, where libgrpc++ is to be had.
+
+    TRIMTAB_NATIVE_FRONTEND=0 leaves it out, 1 makes it an error that it cannot be built.
+    """
+    wanted = os.environ.get("TRIMTAB_NATIVE_FRONTEND", "auto")
+    if wanted == "0":
+        return []
+    if why_not := _no_grpc():
+        message = (
+            f"{why_not}. It needs libgrpc++ with its headers and pkg-config "
+            "(Debian: apt-get install libgrpc++-dev pkg-config)"
+        )
+        if wanted == "1":
+            raise SystemExit(f"TRIMTAB_NATIVE_FRONTEND=1, but {message}")
+        print(f"trimtab: the native frontend is left out: {message}", file=sys.stderr)
+        return []
+    # Its headers are not ours: nobody's warnings about them shall stop the build.
+    headers = [flag.replace("-I", "-isystem", 1) for flag in _pkg_config("--cflags")]
+    return [
+        Extension(
+            "trimtab._native.grpc_frontend",
+            [f"_native/{name}" for name in ("grpc_frontend.pyx", *GRPC_FRONTEND)],
+            depends=[each.as_posix() for each in sorted(Path("_native").glob("*.h"))],
+            language="c++",
+            # One process has two gRPC libraries, this one and that within grpcio: hidden, and only
+            # what is needed, neither meets the other's symbols.
+            extra_compile_args=[*CXXFLAGS, "-fvisibility=hidden", *headers],
+            extra_link_args=["-Wl,--as-needed", *_pkg_config("--libs")],
+            optional=wanted != "1",
+        )
+    ]
+
+
+def _no_grpc() -> str:
+    """Why the native frontend cannot be built; empty: it can."""
+    if shutil.which("pkg-config") is None:
+        return "there is no pkg-config"
+    if subprocess.run(["pkg-config", "--exists", "grpc++"], check=False).returncode:
+        return "pkg-config does not know grpc++"
+    return ""
+
+
+def _pkg_config(what: str) -> list[str]:
+    return subprocess.check_output(["pkg-config", what, "grpc++"], text=True).split()
+
+
 compile_protos()
 
 extensions = [
@@ -55,6 +106,7 @@ extensions = [
         extra_compile_args=CXXFLAGS if path.stem in CXX_SOURCES else CFLAGS,
     )
     for path in sorted(Path("_native").glob("*.pyx"))
-]
+    if path.stem != "grpc_frontend"
+] + native_frontend()
 
 setup(ext_modules=cythonize(extensions, build_dir="build/cython"))

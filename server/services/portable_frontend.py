@@ -225,6 +225,8 @@ def _channel_options(options: TransportOptions) -> list[tuple[str, int]]:
     ]
     if options.max_concurrent_streams:
         found.append(("grpc.max_concurrent_streams", options.max_concurrent_streams))
+        # It counts calls that have ended for the client, which would be refused the next one.
+        found.append(("grpc.http.overload_protection", 0))
     if options.compression != "none":
         level = _COMPRESSION_LEVELS[options.compression]
         found.append(("grpc.default_compression_level", level))
