@@ -1,12 +1,5 @@
-# The numeric kernel: rows of numbers become float32 and are counted into bins.
-#
-# It counts edges instead of searching them: the bin of x is the number of edges <= x. It does so in
-# two levels. Every FINE-th edge is a coarse edge, and those are compared for LANES columns side by
-# side, which compiles to SIMD on any CPU; what is left are FINE neighbouring edges of one column.
-# 64 bins x 30 columns, plain -O3 on x86-64: 3.8 ns a value, against 5.2 for comparing all edges
-# and 7.5 for a branch-free binary search; 256 bins: 8 against 19 and 11 (benchmarks of the bare
-# loops in C). Unused edges are NaN, which no value reaches. A NaN value reaches no edge either and
-# is sent to the missing slot.
+# The numeric kernel: a tile of numbers becomes float32, column by column, and is counted into bins.
+# bin_search.h has what runs per value after the rounding.
 
 from libc.stdint cimport (
     int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
@@ -14,9 +7,21 @@ from libc.stdint cimport (
 from libc.string cimport memcpy
 
 
-cdef enum:
-    LANES = 8  # columns that are compared side by side
-    FINE = 4  # edges from one coarse edge to the next
+cdef extern from "bin_search.h" nogil:
+    enum:
+        TILE_ROWS
+        TILE_COLUMNS
+        MIN_LEVELS
+        KERNELS
+    ctypedef void (*BinSearch)(
+        const float *values, int rows, int columns, const float *trees, int levels,
+        int32_t missing, int32_t *slots,
+    ) noexcept
+    const char *const *kernel_names
+    BinSearch bin_search(int kernel) noexcept
+    void count_slots(
+        const int32_t *slots, int rows, int columns, uint64_t *counts, Py_ssize_t width
+    ) noexcept
 
 
 cdef enum Kind:
@@ -64,28 +69,26 @@ cdef Kind _kind_of(const Py_buffer *view) noexcept:
 
 
 cdef void _load(
-    const number *source, float *values, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride
+    const number *source, float *values, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width
 ) noexcept nogil:
-    """Rows of `columns` numbers become rows of `stride` float32; the one rounding there is."""
-    cdef Py_ssize_t column
+    """Of `rows` rows of `width` numbers, `columns` become a tile of float32: the one rounding."""
+    cdef Py_ssize_t row, column
     cdef number value = 0
-    for _ in range(rows):
+    for row in range(rows):
         for column in range(columns):
             memcpy(&value, source + column, sizeof(number))  # a load that need not be aligned
-            values[column] = <float> value
-        source += columns
-        values += stride
+            values[column * TILE_ROWS + row] = <float> value
+        source += width
 
 
 cdef void _load_bool(
-    const uint8_t *source, float *values, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride
+    const uint8_t *source, float *values, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t width
 ) noexcept nogil:
-    cdef Py_ssize_t column
-    for _ in range(rows):
+    cdef Py_ssize_t row, column
+    for row in range(rows):
         for column in range(columns):
-            values[column] = source[column] != 0
-        source += columns
-        values += stride
+            values[column * TILE_ROWS + row] = source[column] != 0
+        source += width
 
 
 cdef void _load_kind(
@@ -94,69 +97,27 @@ cdef void _load_kind(
     float *values,
     Py_ssize_t rows,
     Py_ssize_t columns,
-    Py_ssize_t stride,
+    Py_ssize_t width,
 ) noexcept nogil:
     if kind == FLOAT32:
-        _load(<const float *> source, values, rows, columns, stride)
+        _load(<const float *> source, values, rows, columns, width)
     elif kind == FLOAT64:
-        _load(<const double *> source, values, rows, columns, stride)
+        _load(<const double *> source, values, rows, columns, width)
     elif kind == BOOL:
-        _load_bool(<const uint8_t *> source, values, rows, columns, stride)
+        _load_bool(<const uint8_t *> source, values, rows, columns, width)
     elif kind == INT8:
-        _load(<const int8_t *> source, values, rows, columns, stride)
+        _load(<const int8_t *> source, values, rows, columns, width)
     elif kind == INT16:
-        _load(<const int16_t *> source, values, rows, columns, stride)
+        _load(<const int16_t *> source, values, rows, columns, width)
     elif kind == INT32:
-        _load(<const int32_t *> source, values, rows, columns, stride)
+        _load(<const int32_t *> source, values, rows, columns, width)
     elif kind == INT64:
-        _load(<const int64_t *> source, values, rows, columns, stride)
+        _load(<const int64_t *> source, values, rows, columns, width)
     elif kind == UINT8:
-        _load(<const uint8_t *> source, values, rows, columns, stride)
+        _load(<const uint8_t *> source, values, rows, columns, width)
     elif kind == UINT16:
-        _load(<const uint16_t *> source, values, rows, columns, stride)
+        _load(<const uint16_t *> source, values, rows, columns, width)
     elif kind == UINT32:
-        _load(<const uint32_t *> source, values, rows, columns, stride)
+        _load(<const uint32_t *> source, values, rows, columns, width)
     elif kind == UINT64:
-        _load(<const uint64_t *> source, values, rows, columns, stride)
-
-
-cdef void _count_rows(
-    const float *values,  # rows x stride
-    Py_ssize_t rows,
-    Py_ssize_t width,  # values of a row that count
-    Py_ssize_t stride,  # a multiple of LANES
-    const float *coarse,  # coarse_edges x stride
-    Py_ssize_t coarse_edges,
-    const float *fine,  # width x (coarse_edges + 1) x FINE
-    const Py_ssize_t *cells,  # width: where in counts a value's slots begin
-    int32_t *blocks,  # stride, scratch
-    uint64_t *counts,  # columns x slots, out
-    Py_ssize_t missing,  # slot
-) noexcept nogil:
-    cdef Py_ssize_t group, at, lane, slot
-    cdef Py_ssize_t fine_edges = (coarse_edges + 1) * FINE
-    cdef float x
-    cdef float[LANES] xs
-    cdef int32_t[LANES] passed
-    cdef const float *edges
-    for _ in range(rows):
-        for group in range(stride // LANES):
-            for lane in range(LANES):
-                xs[lane] = values[group * LANES + lane]
-                passed[lane] = 0
-            edges = coarse + group * LANES
-            for _ in range(coarse_edges):
-                for lane in range(LANES):
-                    passed[lane] += xs[lane] >= edges[lane]
-                edges += stride
-            for lane in range(LANES):
-                blocks[group * LANES + lane] = passed[lane]
-        for at in range(width):
-            x = values[at]
-            slot = blocks[at] * FINE
-            edges = fine + at * fine_edges + slot
-            slot += (x >= edges[0]) + (x >= edges[1]) + (x >= edges[2]) + (x >= edges[3])
-            if x != x:
-                slot = missing
-            counts[cells[at] + slot] += 1
-        values += stride
+        _load(<const uint64_t *> source, values, rows, columns, width)

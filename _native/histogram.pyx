@@ -11,7 +11,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT
 from libc.math cimport NAN
 from libc.stdint cimport int32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport cython
 
@@ -24,16 +24,17 @@ include "_category_table.pxi"
 
 cdef enum:
     MAX_BINS = 256
-    BLOCK_VALUES = 4096  # float32 values that are converted at a time: 16 KiB
+    CHAINS = 4  # columns that are counted side by side, see count_slots
 
 
 cdef class Histogram:
     """The ring of panes; what is counted into the open pane is the subclass's affair."""
 
     cdef readonly Py_ssize_t columns, slots, panes
+    cdef Py_ssize_t _copies  # of a pane's counts: rows side by side are counted each in its own
     # The mutex guards the three fields below it and whatever scratch a subclass counts with.
     cdef cython.pymutex _mutex
-    cdef uint64_t *_ring  # panes x columns x slots
+    cdef uint64_t *_ring  # panes x copies x columns x slots
     cdef uint64_t *_closed  # columns x slots: every pane that was closed, forgotten ones too
     cdef Py_ssize_t _open  # the pane that is counted into
 
@@ -51,78 +52,88 @@ cdef class Histogram:
             f"panes={self.panes})"
         )
 
-    cdef int _allocate(self, Py_ssize_t columns, Py_ssize_t slots, Py_ssize_t panes) except -1:
+    cdef int _allocate(
+        self, Py_ssize_t columns, Py_ssize_t slots, Py_ssize_t panes, Py_ssize_t copies
+    ) except -1:
         if columns < 1:
             raise ValueError("a histogram needs at least 1 column")
         if panes < 1:
             raise ValueError(f"panes must be at least 1, not {panes}")
-        self.columns, self.slots, self.panes = columns, slots, panes
-        self._ring = <uint64_t *> calloc(panes, columns * slots * sizeof(uint64_t))
+        self.columns, self.slots, self.panes, self._copies = columns, slots, panes, copies
+        self._ring = <uint64_t *> calloc(panes, copies * columns * slots * sizeof(uint64_t))
         self._closed = <uint64_t *> calloc(columns * slots, sizeof(uint64_t))
         if self._ring == NULL or self._closed == NULL:
             raise MemoryError
         return 0
 
+    cdef inline Py_ssize_t _pane_cells(self) noexcept nogil:
+        return self._copies * self.columns * self.slots
+
     cdef inline uint64_t *_pane(self, Py_ssize_t pane) noexcept nogil:
-        return self._ring + pane * self.columns * self.slots
+        return self._ring + pane * self._pane_cells()
+
+    cdef void _add(self, Py_ssize_t pane, uint64_t *out) noexcept nogil:
+        """Adds a pane's counts, all copies of them, to `out`: columns x slots."""
+        cdef Py_ssize_t cell, cells = self.columns * self.slots
+        cdef const uint64_t *counts = self._pane(pane)
+        for _ in range(self._copies):
+            for cell in range(cells):
+                out[cell] += counts[cell]
+            counts += cells
 
     def advance(self):
-        cdef Py_ssize_t cell, cells = self.columns * self.slots
-        cdef uint64_t *pane
         with nogil, self._mutex:
-            pane = self._pane(self._open)
-            for cell in range(cells):
-                self._closed[cell] += pane[cell]
+            self._add(self._open, self._closed)
             self._open = (self._open + 1) % self.panes
-            memset(self._pane(self._open), 0, cells * sizeof(uint64_t))
+            memset(self._pane(self._open), 0, self._pane_cells() * sizeof(uint64_t))
 
     def window(self):
-        cdef Py_ssize_t cell, pane, cells = self.columns * self.slots
+        cdef Py_ssize_t pane
         counts = np.zeros((self.columns, self.slots), dtype=np.uint64)
         cdef uint64_t[:, ::1] view = counts
         cdef uint64_t *out = &view[0, 0]
-        cdef const uint64_t *source
         with nogil, self._mutex:
             for pane in range(self.panes):
-                source = self._pane(pane)
-                for cell in range(cells):
-                    out[cell] += source[cell]
+                self._add(pane, out)
         return counts
 
     def total(self):
-        cdef Py_ssize_t cell, cells = self.columns * self.slots
         counts = np.empty((self.columns, self.slots), dtype=np.uint64)
         cdef uint64_t[:, ::1] view = counts
         cdef uint64_t *out = &view[0, 0]
-        cdef const uint64_t *source
         with nogil, self._mutex:
-            source = self._pane(self._open)
-            for cell in range(cells):
-                out[cell] = self._closed[cell] + source[cell]
+            memcpy(out, self._closed, self.columns * self.slots * sizeof(uint64_t))
+            self._add(self._open, out)
         return counts
 
     def reset(self):
-        cdef Py_ssize_t cells = self.columns * self.slots
         with nogil, self._mutex:
-            memset(self._ring, 0, self.panes * cells * sizeof(uint64_t))
-            memset(self._closed, 0, cells * sizeof(uint64_t))
+            memset(self._ring, 0, self.panes * self._pane_cells() * sizeof(uint64_t))
+            memset(self._closed, 0, self.columns * self.slots * sizeof(uint64_t))
             self._open = 0
+
+
+def _kernels():
+    """Number by name of the kernels that this CPU runs: the higher, the faster."""
+    cdef int kernel
+    return {
+        kernel_names[kernel].decode(): kernel
+        for kernel in range(KERNELS) if bin_search(kernel) != NULL
+    }
 
 
 @cython.final
 cdef class NumericHistogram(Histogram):
-    # A tensor too narrow to fill the lanes has several of its rows side by side in one row of the
-    # kernel: in memory that is the same. `width` values are such a row, `stride` with its padding.
-    cdef Py_ssize_t _width, _stride
-    cdef Py_ssize_t _coarse_edges
-    cdef float *_coarse  # coarse edges x stride
-    cdef float *_fine  # width x (coarse edges + 1) x FINE
-    cdef Py_ssize_t *_cells  # width
-    cdef Py_ssize_t _block_rows
-    cdef float *_values  # scratch: block rows x stride, zero in the padding
-    cdef int32_t *_blocks  # scratch: stride
+    # A tensor too narrow for CHAINS has several of its rows side by side in one row of the kernel,
+    # each with a copy of the counts: in memory that is the same. `width` values are such a row.
+    cdef Py_ssize_t _width
+    cdef BinSearch _search
+    cdef int _levels
+    cdef float *_trees  # width x 2^levels
+    cdef float[TILE_ROWS * TILE_COLUMNS] _values  # scratch, float32
+    cdef int32_t[TILE_ROWS * TILE_COLUMNS] _found  # scratch: slots
 
-    def __cinit__(self, edges not None, Py_ssize_t panes):
+    def __cinit__(self, edges not None, Py_ssize_t panes, *, _kernel=None):
         cdef Py_ssize_t column, edge, most = 0
         cdef const float[::1] view
         tables = []
@@ -143,45 +154,38 @@ cdef class NumericHistogram(Histogram):
                     )
             most = max(most, len(table))
             tables.append(table)
-        self._allocate(len(tables), most + 2, panes)
-        self._width = max(1, LANES // self.columns) * self.columns
-        self._stride = (self._width + LANES - 1) // LANES * LANES
-        self._coarse_edges = most // FINE
-        self._fill(tables)
-        self._block_rows = max(1, BLOCK_VALUES // self._stride)
-        self._values = <float *> calloc(self._block_rows * self._stride, sizeof(float))
-        self._blocks = <int32_t *> calloc(self._stride, sizeof(int32_t))
-        if self._values == NULL or self._blocks == NULL:
-            raise MemoryError
+        columns = len(tables)
+        self._allocate(columns, most + 2, panes, 1 + (CHAINS - 1) // max(1, columns))
+        self._width = self._copies * self.columns
+        kernels = _kernels()
+        self._search = bin_search(kernels[_kernel or max(kernels, key=kernels.get)])
+        self._plant(tables, most)
 
-    cdef int _fill(self, list tables) except -1:
-        cdef Py_ssize_t fine_edges = (self._coarse_edges + 1) * FINE
-        cdef Py_ssize_t at, edge, cell
+    cdef int _plant(self, list tables, Py_ssize_t most) except -1:
+        """Lays the edges out as bin_search.h has them."""
+        cdef Py_ssize_t at, node, edge, level, size
         cdef const float[::1] view
-        self._coarse = <float *> malloc(max(1, self._coarse_edges) * self._stride * sizeof(float))
-        self._fine = <float *> malloc(self._width * fine_edges * sizeof(float))
-        self._cells = <Py_ssize_t *> malloc(self._width * sizeof(Py_ssize_t))
-        if self._coarse == NULL or self._fine == NULL or self._cells == NULL:
+        cdef float *tree
+        self._levels = MIN_LEVELS
+        while (1 << self._levels) <= most:
+            self._levels += 1
+        size = 1 << self._levels
+        self._trees = <float *> malloc(self._width * size * sizeof(float))
+        if self._trees == NULL:
             raise MemoryError
-        for cell in range(self._coarse_edges * self._stride):
-            self._coarse[cell] = NAN
-        for cell in range(self._width * fine_edges):
-            self._fine[cell] = NAN
         for at in range(self._width):
-            self._cells[at] = at % self.columns * self.slots
             view = tables[at % self.columns]
-            for edge in range(view.shape[0]):
-                self._fine[at * fine_edges + edge] = view[edge]
-                if edge % FINE == FINE - 1:
-                    self._coarse[edge // FINE * self._stride + at] = view[edge]
+            tree = self._trees + at * size
+            tree[0] = NAN
+            for level in range(self._levels):
+                for node in range(1 << level):
+                    # Below a node of this level there are as many edges on either side.
+                    edge = (2 * node + 1) * (size >> (level + 1)) - 1
+                    tree[(1 << level) + node] = view[edge] if edge < view.shape[0] else NAN
         return 0
 
     def __dealloc__(self):
-        free(self._coarse)
-        free(self._fine)
-        free(self._cells)
-        free(self._values)
-        free(self._blocks)
+        free(self._trees)
 
     def update(self, batch not None):
         cdef Py_buffer view
@@ -206,25 +210,32 @@ cdef class NumericHistogram(Histogram):
         self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t itemsize
     ) noexcept nogil:
         cdef Py_ssize_t left = rows * self.columns
-        cdef Py_ssize_t block
+        cdef Py_ssize_t high
         while left >= self._width:
-            block = min(left // self._width, self._block_rows)
-            self._count_block(kind, data, block, self._width)
-            data += block * self._width * itemsize
-            left -= block * self._width
+            high = min(left // self._width, TILE_ROWS)
+            self._count_rows(kind, data, high, self._width, itemsize)
+            data += high * self._width * itemsize
+            left -= high * self._width
         if left:
-            self._count_block(kind, data, 1, left)
+            self._count_rows(kind, data, 1, left, itemsize)
 
-    cdef void _count_block(
-        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t width
+    cdef void _count_rows(
+        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t itemsize
     ) noexcept nogil:
-        # copy: rows of whole lanes, as float32
-        _load_kind(kind, data, self._values, rows, width, self._stride)
-        _count_rows(
-            self._values, rows, width, self._stride,
-            self._coarse, self._coarse_edges, self._fine, self._cells,
-            self._blocks, self._pane(self._open), self.slots - 1,
-        )
+        """Counts at most TILE_ROWS rows."""
+        cdef Py_ssize_t at = 0, columns
+        while at < width:
+            columns = min(width - at, TILE_COLUMNS)
+            _load_kind(kind, data + at * itemsize, self._values, rows, columns, width)  # copy
+            self._search(
+                self._values, <int> rows, <int> columns, self._trees + (at << self._levels),
+                self._levels, <int32_t> (self.slots - 1), self._found,
+            )
+            count_slots(
+                self._found, <int> rows, <int> columns,
+                self._pane(self._open) + at * self.slots, self.slots,
+            )
+            at += columns
 
 
 @cython.final
@@ -241,7 +252,7 @@ cdef class CategoryHistogram(Histogram):
                 f"kept categories of {len(kept_lists)} columns, rare ones of {len(rare_lists)}"
             )
         most = max([len(categories) for categories in kept_lists], default=0)
-        self._allocate(len(kept_lists), most + 3, panes)
+        self._allocate(len(kept_lists), most + 3, panes, 1)
         self._texts = [kept_lists, rare_lists]
         self._tables = <CategoryTable *> calloc(self.columns, sizeof(CategoryTable))
         if self._tables == NULL:

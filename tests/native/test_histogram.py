@@ -13,11 +13,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from trimtab._native.histogram import CategoryHistogram, Histogram, NumericHistogram
+from trimtab._native.histogram import (  # type: ignore[attr-defined]  # _kernels is private
+    CategoryHistogram,
+    Histogram,
+    NumericHistogram,
+    _kernels,
+)
 
+KERNELS = list(_kernels())
 DTYPES = ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
 # Few enough to collide with edges, and the values that kernels get wrong.
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 1e-45, 3.4e38, -3.4e38, np.inf, -np.inf]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.1, 1e-45, -1e-45, 1e-39, 3.4e38, -3.4e38, np.inf, -np.inf]
+
+
+def numeric_histogram(
+    edges: Sequence[NDArray[np.float32]], panes: int, kernel: str
+) -> NumericHistogram:
+    return NumericHistogram(edges, panes, _kernel=kernel)  # type: ignore[call-arg]  # private
 
 
 def naive(batch: NDArray[Any], edges: Sequence[NDArray[np.float32]], slots: int) -> NDArray[Any]:
@@ -56,21 +68,115 @@ def batches(draw: st.DrawFn, edges: Sequence[NDArray[np.float32]], dtype: str) -
     return draw(hnp.arrays(dtype, (rows, len(edges)), elements=near))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @given(st.data(), st.sampled_from(DTYPES), st.integers(1, 18))
 @settings(max_examples=60, deadline=None)
-def test_numeric_counts_equal_the_naive_ones(data: st.DataObject, dtype: str, columns: int) -> None:
+def test_numeric_counts_equal_the_naive_ones(
+    kernel: str, data: st.DataObject, dtype: str, columns: int
+) -> None:
     edges = [data.draw(edge_rows()) for _ in range(columns)]
     batch = data.draw(batches(edges, dtype))
-    histogram = NumericHistogram(edges, 2)
+    histogram = numeric_histogram(edges, 2, kernel)
     histogram.update(batch)
     assert histogram.slots == max(len(row) for row in edges) + 2
     np.testing.assert_array_equal(histogram.window(), naive(batch, edges, histogram.slots))
 
 
+def searched(
+    batch: NDArray[np.float32], edges: Sequence[NDArray[np.float32]], slots: int
+) -> NDArray[np.uint64]:
+    """What `naive` counts, for batches that are too long for it."""
+    counts = np.zeros((len(edges), slots), np.uint64)
+    for column, row in enumerate(edges):
+        x = batch[:, column]
+        found = np.searchsorted(row, x[~np.isnan(x)], side="right")
+        counts[column, : len(row) + 1] = np.bincount(found, minlength=len(row) + 1)
+        counts[column, -1] = np.isnan(x).sum()
+    return counts
+
+
+def spread_edges(rng: np.random.Generator, bins: int) -> NDArray[np.float32]:
+    """At most bins - 1 of all magnitudes, some next to each other, some special, ties collapsed."""
+    bits = rng.integers(0, 2**32, size=bins - 1, dtype=np.uint32)
+    values = np.where(rng.random(bins - 1) < 0.5, bits.view(np.float32), rng.normal(size=bins - 1))
+    values = np.where(rng.random(bins - 1) < 0.1, rng.choice(SPECIAL, bins - 1), values)
+    values = values[~np.isnan(values)].astype(np.float32)
+    with np.errstate(over="ignore"):  # after the largest float32 comes inf
+        values[1::2] = np.nextafter(values[: len(values) // 2 * 2 : 2], np.float32(np.inf))
+    return np.unique(values)
+
+
+def near_edges(
+    rng: np.random.Generator, rows: int, edges: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Edges, their neighbours on either side, special values, NaN and any bits at all."""
+    shape = (rows, len(edges))
+    batch = rng.integers(0, 2**32, size=shape, dtype=np.uint32).view(np.float32)
+    beyond = np.array([-np.inf, np.inf], np.float32)
+    for column, row in enumerate(edges):
+        if len(row):
+            exact = rng.choice(row, rows)
+            with np.errstate(over="ignore"):  # after the largest float32 comes inf
+                near = np.nextafter(exact, rng.choice(beyond, rows))
+            near = np.where(rng.random(rows) < 0.5, exact, near)
+            batch[:, column] = np.where(rng.random(rows) < 0.5, near, batch[:, column])
+    batch[rng.random(shape) < 0.2] = np.nan
+    special = rng.random(shape) < 0.2
+    batch[special] = rng.choice(SPECIAL, special.sum())
+    return batch
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@given(st.integers(1, 70), st.integers(0, 5000), st.integers(1, 256), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_a_batch_of_any_size_is_counted_as_searchsorted_finds_it(
+    kernel: str, columns: int, rows: int, most: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    edges = [spread_edges(rng, int(bins)) for bins in rng.integers(1, most + 1, size=columns)]
+    batch = near_edges(rng, rows, edges)
+    histogram = numeric_histogram(edges, 1, kernel)
+    histogram.update(batch)
+    np.testing.assert_array_equal(histogram.total(), searched(batch, edges, histogram.slots))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bins", [1, 2, 15, 16, 17, 32, 33, 64, 65, 128, 129, 256])
+def test_every_edge_parts_the_values_on_either_side_of_it(kernel: str, bins: int) -> None:
+    edges = np.sort(np.random.default_rng(bins).normal(size=bins - 1).astype(np.float32))
+    assert len(np.unique(edges)) == bins - 1
+    below = np.nextafter(edges, np.float32(-np.inf))
+    batch = np.concatenate([below, edges, [-np.inf, np.inf, np.nan]]).astype(np.float32)
+    histogram = numeric_histogram([edges], 1, kernel)
+    histogram.update(batch.reshape(-1, 1))
+    np.testing.assert_array_equal(
+        histogram.total(), searched(batch.reshape(-1, 1), [edges], bins + 1)
+    )
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_one_update_leaves_behind_does_not_reach_the_next(kernel: str) -> None:
+    """Sizes off every kernel's step, one after the other in one histogram."""
+    rng = np.random.default_rng(0)
+    edges = [np.unique(rng.normal(size=63).astype(np.float32)) for _ in range(19)]
+    histogram = numeric_histogram(edges, 1, kernel)
+    expected = np.zeros((19, histogram.slots), np.uint64)
+    for rows in [*range(70, 0, -1), 127, 128, 129, 1000]:
+        batch = rng.normal(size=(rows, 19)).astype(np.float32)
+        histogram.update(batch)
+        expected += searched(batch, edges, histogram.slots)
+        np.testing.assert_array_equal(histogram.total(), expected)
+
+
+def test_the_portable_kernel_runs_everywhere() -> None:
+    assert KERNELS[0] == "portable"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("columns", [*range(1, 10), 16, 17, 600])
 @pytest.mark.parametrize("bins", [1, 2, 4, 5, 64, 255, 256])
 def test_every_width_and_number_of_bins_counts_every_row_of_a_long_batch(
-    columns: int, bins: int
+    kernel: str, columns: int, bins: int
 ) -> None:
     rng = np.random.default_rng(columns * 1000 + bins)
     edges = [np.unique(rng.normal(size=bins - 1).astype(np.float32)) for _ in range(columns)]
@@ -80,15 +186,9 @@ def test_every_width_and_number_of_bins_counts_every_row_of_a_long_batch(
         exact = rng.random(len(batch)) < 0.2
         if bins > 1:
             batch[exact, column] = rng.choice(edges[column], exact.sum())
-    histogram = NumericHistogram(edges, 1)
+    histogram = numeric_histogram(edges, 1, kernel)
     histogram.update(batch)
-    expected = np.zeros((columns, histogram.slots), np.uint64)
-    for column, row in enumerate(edges):
-        x = batch[:, column]
-        found = np.searchsorted(row, x[~np.isnan(x)], side="right")
-        expected[column, : len(row) + 1] = np.bincount(found, minlength=len(row) + 1)
-        expected[column, -1] = np.isnan(x).sum()
-    np.testing.assert_array_equal(histogram.total(), expected)
+    np.testing.assert_array_equal(histogram.total(), searched(batch, edges, histogram.slots))
 
 
 def test_a_value_is_rounded_to_float32_before_it_is_compared() -> None:
