@@ -211,9 +211,14 @@ class DriftMonitor:
             return  # a reading that another thread's has overtaken
         self._slot = slot
         passed = slot - before
-        if self._open_rows or self._owed:
-            self._owed += bool(self._open_rows)
+        full = self._open_rows == self.pane_rows
+        self._owed += (
+            bool(self._open_rows) and not full
+        )  # a full one is owed already, or handed out
+        if self._owed:
             self._hand_out()  # now: the panes that follow push rows out of the window
+        if full:
+            self._end_pane()
         if self._open_rows:
             self._end_pane()
             passed -= 1
@@ -248,6 +253,7 @@ class DriftMonitor:
         return self._announced
 
     def _count(self, batch: ObservedBatch) -> None:
+        self._end_full_pane()
         cuts = self._cuts(batch.rows)
         parts: list[tuple[_Watch, Sequence[Any]]] = []
         for watch in self._watches:
@@ -261,11 +267,14 @@ class DriftMonitor:
             ):
                 parts.append((watch, watch.pieces(tensor, cuts)))
         for index, rows in enumerate(cuts):
+            self._end_full_pane()
             for watch, pieces in parts:
                 watch.update(pieces[index], rows)
             self._open_rows += rows
             if self._open_rows == self.pane_rows:
-                self._close_full_pane()
+                self._owed += 1
+                if self._clock() - self._handed >= self.config.judge_every_s:
+                    self._hand_out()
 
     def _cuts(self, rows: int) -> list[int]:
         """Row counts of the pieces that a batch falls into at the panes' ends."""
@@ -277,11 +286,10 @@ class DriftMonitor:
         whole, rest = divmod(rows, self.pane_rows)
         return [*cuts, *[self.pane_rows] * whole, *([rest] if rest else [])]
 
-    def _close_full_pane(self) -> None:
-        self._owed += 1
-        if self._clock() - self._handed >= self.config.judge_every_s:
-            self._hand_out()
-        self._end_pane()
+    def _end_full_pane(self) -> None:
+        """As the next row comes: until then the window is of whole panes, for whoever looks."""
+        if self._open_rows == self.pane_rows:
+            self._end_pane()
 
     def _end_pane(self) -> None:
         for watch in self._watches:

@@ -59,7 +59,9 @@ def test_panes_hold_exactly_their_rows_however_batches_fall(
     for index, snapshot in enumerate([*seen, monitor.snapshot()]):
         last = index == len(seen)
         end = total if last else (index + 1) * pane_rows
-        begin = max(0, (len(seen) if last else index) * pane_rows - (panes - 1) * pane_rows)
+        # A full pane stays the newest one until the next row comes.
+        newest = (total - 1) // pane_rows if last else index
+        begin = max(0, (newest - panes + 1) * pane_rows)
         assert snapshot.rows == end - begin
         compare(snapshot.tensors, brute_force(numeric[begin:end], carriers[begin:end]))
 
@@ -318,6 +320,7 @@ def test_the_window_is_the_rows_of_its_newest_panes_however_batches_and_the_cloc
     pane_of: list[int] = []
     time_of: list[int] = []
     now_ms, pane, filled = start, 1, 0
+    full = False  # the pane before that one is, and stays the newest until something comes
     ended: list[int] = []  # panes that ended with rows
     for index, (passed, rows) in enumerate(steps):
         before = now_ms // pane_ms
@@ -325,20 +328,22 @@ def test_the_window_is_the_rows_of_its_newest_panes_however_batches_and_the_cloc
         monitor.advance(now_ms)
         if slots := now_ms // pane_ms - before:
             ended += [pane] * (filled > 0)
-            pane, filled = pane + slots, 0
+            pane, filled, full = pane + slots, 0, False
         first = len(pane_of)
         for _ in range(rows):
             pane_of.append(pane)
             time_of.append(now_ms)
             filled += 1
-            if filled == pane_rows:
+            full = filled == pane_rows
+            if full:
                 ended.append(pane)
                 pane, filled = pane + 1, 0
         if rows:
             monitor.observe(batch(numeric[first : first + rows], carriers[first : first + rows]))
         window = monitor.snapshot()
-        inside = [row for row, number in enumerate(pane_of) if number > pane - panes]
-        assert (window.rows, window.newest_pane) == (len(inside), pane)
+        newest = pane - full
+        inside = [row for row, number in enumerate(pane_of) if number > newest - panes]
+        assert (window.rows, window.newest_pane) == (len(inside), newest)
         assert len(inside) <= config.window_rows
         assert all(time_of[row] > now_ms - config.window_s * 1000 for row in inside)
         compare(window.tensors, brute_force(numeric[inside], [carriers[row] for row in inside]))
@@ -363,8 +368,10 @@ def test_where_panes_fill_fast_windows_in_between_are_passed_over() -> None:
     def observe(rows: int) -> None:
         monitor.observe(batch(*draw(random, rows)))
 
-    observe(45)
+    observe(30)
     assert [(each.rows, each.newest_pane) for each in seen] == [(10, 1)]
+    assert monitor.snapshot().rows == 30, "whole panes, until the next row comes"
+    observe(15)
     monitor.hand_out()
     assert [(each.rows, each.newest_pane) for each in seen[1:]] == [(25, 5)], "as it is now"
     assert seen[1].recent is not None and seen[1].recent[0] is not None

@@ -610,7 +610,7 @@ def test_a_log_that_cannot_be_opened_is_told_of_and_done_without(tmp_path: Path)
     world.serve(1000)
     world.settle()
     assert world.kinds[0] == "log_failed"
-    assert world.model.report().window_rows == 800
+    assert world.model.report().window_rows == 1000
     world.loop.stop()
 
 
