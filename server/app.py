@@ -98,8 +98,7 @@ class Application:
             on_event=self._control.lifecycle_event,
         )
         self._inference = InferenceService(
-            self._models,
-            server_version=version("trimtab"),
+            self._models, server_name=listen.name, server_version=version("trimtab")
         )
         infer = ModelInfer(self._models.plane)
         feedback = FeedbackService(

@@ -33,6 +33,9 @@ class ListenConfig:
 
     host: str = _setting("0.0.0.0", "address of the inference port")
     port: int = _setting(8001, "inference port; 0 takes a free one", low=0, high=65535)
+    name: str = _setting(
+        "trimtab", "the name that ServerMetadata gives; some clients insist on triton"
+    )
     admin_host: str = _setting("127.0.0.1", "address of the admin port")
     admin_port: int = _setting(8003, "admin port; 0 takes a free one", low=0, high=65535)
     metrics: bool = _setting(True, "answer scrapes of Prometheus, on the inference address")

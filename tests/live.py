@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -22,6 +22,7 @@ from trimtab.server.config import BatchingConfig, ListenConfig, ServerConfig
 from trimtab.server.inference.observation import ObservedBatch
 from trimtab.server.lifecycle.model_control import ModelControl
 from trimtab.server.lifecycle.model_manager import ModelManager
+from trimtab.server.services.frontends import inference_frontend
 from trimtab.server.services.inference_service import InferenceService
 from trimtab.server.services.model_configuration import ModelConfigurationService
 from trimtab.server.services.model_infer import ModelInfer
@@ -30,6 +31,10 @@ from trimtab.server.services.model_statistics import ModelStatisticsService
 from trimtab.server.services.portable_frontend import PortableFrontend
 from trimtab.server.services.server_settings import ServerSettingsService
 from trimtab.server.services.shared_memory import SharedMemoryService
+from trimtab.server.services.transport_options import TransportOptions
+
+if TYPE_CHECKING:
+    from trimtab.server.services.native_frontend import NativeFrontend
 
 _DATATYPES = {
     np.dtype(np.float32): "FP32",
@@ -113,7 +118,7 @@ class LiveServer:
     port: int
     manager: ModelManager
     service: InferenceService
-    frontend: PortableFrontend
+    frontend: "NativeFrontend | PortableFrontend"
     client: Client
     observed: list[ObservedBatch]
     loop: asyncio.AbstractEventLoop
@@ -126,6 +131,7 @@ async def live_server(
     batching: BatchingConfig | None = None,
     max_message_bytes: int = 1 << 20,
     model_control: bool = False,
+    frontend: str = "portable",
 ) -> AsyncIterator[LiveServer]:
     batching = batching or BatchingConfig()
     observed: list[ObservedBatch] = []
@@ -135,7 +141,7 @@ async def live_server(
         ServerConfig(models_dir, server=ListenConfig(watch=False), batching=batching),
         tap_factory=lambda servable: observed.append,
     )
-    service = InferenceService(manager, server_version="1.2.3")
+    service = InferenceService(manager, server_name="trimtab", server_version="1.2.3")
     repository = ModelRepositoryService(
         manager, ModelControl(registry, manager), allowed=model_control
     )
@@ -151,18 +157,19 @@ async def live_server(
         **settings.handlers(),
         **SharedMemoryService().handlers(),
     }
-    frontend = PortableFrontend("127.0.0.1:0", handlers, max_message_bytes=max_message_bytes)
+    options = TransportOptions(max_message_bytes=max_message_bytes)
+    transport, _ = inference_frontend(frontend, "127.0.0.1:0", handlers, options, manager.plane)
     manager.start()
-    port = await frontend.start()
+    port = await transport.start()
     client = Client(port)
     try:
         loop = asyncio.get_running_loop()
-        yield LiveServer(port, manager, service, frontend, client, observed, loop)
+        yield LiveServer(port, manager, service, transport, client, observed, loop)
     finally:
         await client.channel.close(None)
         service.stop_accepting()
         manager.stop_accepting()
-        await frontend.stop(5.0)
+        await transport.stop(5.0)
         manager.stop(5.0)
 
 

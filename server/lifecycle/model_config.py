@@ -1,22 +1,24 @@
 """config.pbtxt: how a model of a Triton repository says what it takes and how it wants to be run.
 
-`read` turns the file into a `ModelConfigFile`; `mismatch` compares it with what onnxruntime says of
-a version. Both are pure but for the reading. A file that contradicts itself or its directory refuses
-every version of the model. A field that Trimtab does not honour, or that a newer Triton has, never
-does: `ignored` names it, and the lifecycle says so once.
+`read` turns the file into a `ModelConfigFile`, `parse_json` what an operator sends in its place;
+`mismatch` compares either with what onnxruntime says of a version. All are pure but for the reading.
+A configuration that contradicts itself or its directory refuses every version of the model. A field
+that Trimtab does not honour, or that a newer Triton has, never does: `ignored` names it, and the
+lifecycle says so once.
 
 protobuf's own parser stops at `instance_group [ { ... } ]` where it does not know the field, which
 is how most files are written. So unknown fields are found and blanked before it reads the text, and
 what it complains of keeps its line.
 """
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 
 from trimtab.proto import model_config_pb2 as pb
 from trimtab.registry.manifest import Signature, TensorSpec
@@ -28,6 +30,7 @@ from ..inference.tensor import BYTES, shape_text
 from .version_plan import VersionPolicy
 
 FILE_NAME = "config.pbtxt"
+PARAMETER = "config"  # of a load, in place of the file
 BACKEND = "onnxruntime"
 
 _DATA_TYPES: Mapping[str, pb.DataType] = {
@@ -74,8 +77,9 @@ _HONOURED = {
 
 @dataclass(frozen=True)
 class ModelConfigFile:
-    """What a config.pbtxt says; the defaults: there is none."""
+    """What a config.pbtxt says, or what stands in its place; the defaults: there is none."""
 
+    origin: str = FILE_NAME  # how it is called where something is wrong with it
     settings: ModelSettings = field(default_factory=ModelSettings)
     version_policy: VersionPolicy = field(default_factory=VersionPolicy)
     says_version_policy: bool = False
@@ -101,10 +105,32 @@ def parse(text: str, model: str) -> ModelConfigFile:
         text_format.Parse(known, written)
     except text_format.ParseError as error:
         raise LoadError(f"{FILE_NAME} is not a model configuration: {one_line(error)}") from error
+    return _understood(written, said, unknown, model, FILE_NAME)
+
+
+def parse_json(text: str, model: str) -> ModelConfigFile:
+    """Raises LoadError."""
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError("it is no object")
+        written = json_format.ParseDict(values, pb.ModelConfig(), ignore_unknown_fields=True)
+    except (ValueError, TypeError, AttributeError, RecursionError, json_format.Error) as error:
+        raise LoadError(f"{PARAMETER} is not a model configuration: {one_line(error)}") from error
+    said: set[str] = set()
+    unknown: set[str] = set()
+    for path, known in _json_fields(values, pb.ModelConfig.DESCRIPTOR, ""):
+        (said if known else unknown).add(path)
+    return _understood(written, said, unknown, model, PARAMETER)
+
+
+def _understood(
+    written: pb.ModelConfig, said: set[str], unknown: set[str], model: str, origin: str
+) -> ModelConfigFile:
     if written.name and written.name != model:
-        raise LoadError(f"{FILE_NAME} is named '{written.name}' but its directory '{model}'")
+        raise LoadError(f"{origin} is named '{written.name}' but its directory '{model}'")
     if written.max_batch_size < 0:
-        raise LoadError(f"{FILE_NAME}: max_batch_size {written.max_batch_size} is less than 0")
+        raise LoadError(f"{origin}: max_batch_size {written.max_batch_size} is less than 0")
     max_batch_size: int | None = written.max_batch_size
     if "max_batch_size" not in said and not {"input", "output"} & said:
         max_batch_size = None
@@ -112,6 +138,7 @@ def parse(text: str, model: str) -> ModelConfigFile:
     queue = batching.default_queue_policy
     delay = "dynamic_batching.max_queue_delay_microseconds" in said
     return ModelConfigFile(
+        origin=origin,
         settings=ModelSettings(
             max_batch_size=max_batch_size,
             max_queue_delay_us=batching.max_queue_delay_microseconds if delay else None,
@@ -125,19 +152,20 @@ def parse(text: str, model: str) -> ModelConfigFile:
     )
 
 
-def mismatch(settings: ModelSettings, signature: Signature) -> str:
-    """Why a version of this signature is not the model that the file describes; empty: it is."""
+def mismatch(config: ModelConfigFile, signature: Signature) -> str:
+    """Why a version of this signature is not the model that is described; empty: it is."""
+    settings, origin = config.settings, config.origin
     if settings.max_batch_size:
         for spec in [*signature.inputs, *signature.outputs]:
             if not spec.shape or spec.shape[0] != -1:
                 return (
-                    f"{FILE_NAME} says max_batch_size {settings.max_batch_size}, but '{spec.name}' "
+                    f"{origin} says max_batch_size {settings.max_batch_size}, but '{spec.name}' "
                     f"has no batch dimension: its shape is {shape_text(spec.shape)}"
                 )
     written = settings.written
     batched = bool(settings.max_batch_size)
-    return _differing("input", written.input, signature.inputs, batched) or _differing(
-        "output", written.output, signature.outputs, batched
+    return _differing(f"{origin}: input", written.input, signature.inputs, batched) or _differing(
+        f"{origin}: output", written.output, signature.outputs, batched
     )
 
 
@@ -154,7 +182,7 @@ def _differing(
 ) -> str:
     by_name = {spec.name: spec for spec in specs}
     for tensor in written:
-        where = f"{FILE_NAME}: {kind} '{tensor.name}'"
+        where = f"{kind} '{tensor.name}'"
         spec = by_name.get(tensor.name)
         if spec is None:
             return f"{where} is none of {MODEL_FILE}, which has {', '.join(map(repr, by_name))}"
@@ -206,6 +234,21 @@ def _not_honoured(said: set[str], written: pb.ModelConfig) -> set[str]:
         if same:
             ignored.discard(path)
     return {path for path in ignored if path.rpartition(".")[0] not in ignored}
+
+
+def _json_fields(values: Any, of: Any, prefix: str) -> Iterator[tuple[str, bool]]:
+    """(path, whether it is known) of every field that a message's JSON names; `of` describes it."""
+    for each in values if isinstance(values, list) else [values]:
+        for name, value in each.items() if isinstance(each, dict) else ():
+            known = of.fields_by_name.get(name) or of.fields_by_camelcase_name.get(name)
+            path = f"{prefix}{name if known is None else known.name}"
+            yield path, known is not None
+            if known is None or known.message_type is None:
+                continue
+            inner = known.message_type
+            if inner.GetOptions().map_entry:
+                value = [{"value": item} for item in value.values()]
+            yield from _json_fields(value, inner, f"{path}.")
 
 
 _TOKEN = re.compile(

@@ -41,7 +41,7 @@ from ..errors import (
 from ..inference.executor import SHUTTING_DOWN, Executor
 from ..inference.onnx_session import LoadError, one_line
 from ..inference.servable import Servable
-from . import model_config
+from .model_config import ModelConfigFile
 from .repository_watcher import RepositoryWatcher
 from .served_model import Inspection, Route, ServedModel, unknown_model
 from .version_loader import TapFactory, VersionLoader
@@ -342,8 +342,16 @@ class ModelManager:
 
     # -- an operator's load and unload
 
-    def switch(self, name: str, *, loaded: bool) -> "Future[None]":
+    def switched(self, name: str) -> tuple[bool, ModelConfigFile | None]:
+        """What `switch` was told of the model last: loaded, given."""
+        model = self._models.get(name)
+        return (True, None) if model is None else (not model.unloaded, model.given)
+
+    def switch(
+        self, name: str, *, loaded: bool, given: ModelConfigFile | None = None
+    ) -> "Future[None]":
         """Lets a model answer, or nothing of it, until it is told otherwise or the server ends.
+        As long, what is `given` stands in place of a known model's config.pbtxt.
 
         Requests are refused, or versions that failed tried again, from now on; the future is done
         when versions are loaded, or those that computed have finished.
@@ -352,6 +360,8 @@ class ModelManager:
         if model is not None:
             with model.lock:
                 model.unloaded = not loaded
+                if given is not model.given:
+                    model.give(given)
                 for version in model.refusals:
                     model.inspected.pop(version, None)
                 self._follow(model)
@@ -430,7 +440,7 @@ class ModelManager:
             version_policy = model.disk.policy
             # Whoever loads a version tells what is wrong with the file.
             with contextlib.suppress(LoadError):
-                version_policy = model_config.read(directory.path).version_policy
+                version_policy = model.config().version_policy
             try:
                 policy = load_model_policy(directory.recipe_path, self._config.policy)
                 extra = policy.serving.versions
@@ -480,7 +490,7 @@ class ModelManager:
         executor = None
         reason = ""
         try:
-            executor = self._versions.load(model.directory, version)
+            executor = self._versions.load(model.directory, version, model.given)
         except LoadError as error:
             reason = str(error)
         elapsed_ms = (self._clock() - started) * 1000

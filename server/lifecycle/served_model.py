@@ -20,6 +20,7 @@ from ..errors import NotFoundError, TrimtabError, UnavailableError
 from ..inference.executor import Executor
 from ..inference.onnx_session import one_line
 from . import model_config
+from .model_config import ModelConfigFile
 from .version_plan import Have, ModelStatus, OnDisk, Plan, VersionState, VersionStatus, plan
 
 
@@ -96,6 +97,8 @@ class ServedModel:
         self.loading: int | None = None
         self.serving: int | None = None
         self.problem = ""  # why the directory could not be followed
+        self.given: ModelConfigFile | None = None  # by an operator, in place of config.pbtxt
+        self._given_times = 0  # tells one that was given from the next
         self.unloaded = False  # by an operator, until it is loaded again
         self.gone = False
 
@@ -106,8 +109,17 @@ class ServedModel:
     def __repr__(self) -> str:
         return f"<ServedModel {self.name}, {sorted(self.executors)} ready, {self.serving} answers>"
 
+    def give(self, config: ModelConfigFile | None) -> None:
+        """From now on this stands in place of config.pbtxt; None: that file counts."""
+        self.given = config
+        self._given_times += 1
+
+    def config(self) -> ModelConfigFile:
+        """What holds of a configuration. Raises LoadError."""
+        return self.given or model_config.read(self.directory.path)
+
     def fingerprint(self, version: int) -> Fingerprint:
-        """Changes when a file of the version does, or the model's config.pbtxt; empty when the
+        """Changes when a file of the version does, or the model's configuration; empty when the
         directory cannot be read."""
         entries = []
         path = self.directory.version_path(version)
@@ -115,6 +127,9 @@ class ServedModel:
             for file in files:
                 about = file.stat()
                 entries.append((file.name, about.st_size, about.st_mtime_ns, about.st_ino))
+            if self.given is not None:
+                entries.append((_CONFIG, -1, self._given_times, 0))
+                return tuple(sorted(entries))
             with contextlib.suppress(FileNotFoundError):
                 about = (self.directory.path / model_config.FILE_NAME).stat()
                 entries.append((_CONFIG, about.st_size, about.st_mtime_ns, about.st_ino))
@@ -185,7 +200,8 @@ class ServedModel:
         for version in sorted(known):
             state, reason = self._state(version)
             role = "champion" if version == champion else "previous" if version == previous else ""
-            versions.append(VersionStatus(version, state, reason, role, None))
+            refusal = self.refusals.get(version, "")
+            versions.append(VersionStatus(version, state, reason, role, None, refusal))
         return ModelStatus(
             model=self.name,
             managed=self.disk.managed,

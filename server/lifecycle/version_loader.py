@@ -38,14 +38,19 @@ class VersionLoader:
         self._mirror_contents = mirror_contents
         self._told: dict[str, str] = {}  # what was said about each model's config.pbtxt
 
-    def load(self, directory: ModelDirectory, version: int) -> Executor:
-        """A started executor of the version. Raises LoadError, whatever went wrong."""
+    def load(
+        self, directory: ModelDirectory, version: int, given: ModelConfigFile | None = None
+    ) -> Executor:
+        """A started executor of the version; what is `given` stands in place of config.pbtxt.
+
+        Raises LoadError, whatever went wrong.
+        """
         try:
             managed = directory.is_managed()
-            config = model_config.read(directory.path)
+            config = given or model_config.read(directory.path)
             self._tell(directory.name, config, managed)
             servable = self._load(directory, version, managed=managed)
-            if reason := model_config.mismatch(config.settings, servable.signature):
+            if reason := model_config.mismatch(config, servable.signature):
                 servable.close()
                 raise LoadError(reason)
             servable.configure(config.settings)
@@ -83,7 +88,7 @@ class VersionLoader:
             ignored.append("version_policy (the champion and the previous one are loaded)")
         text = ", ".join(ignored)
         if text and text != self._told.get(model):
-            _logger.warning("model '%s': %s: not honoured: %s", model, model_config.FILE_NAME, text)
+            _logger.warning("model '%s': %s: not honoured: %s", model, config.origin, text)
         self._told[model] = text
 
     def _make_tap(self, servable: Servable) -> Tap | None:

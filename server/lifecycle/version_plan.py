@@ -35,6 +35,7 @@ class VersionStatus:
     reason: str  # why it is not READY, or what an operator should know
     role: str  # champion, previous or empty
     stats: VersionStatistics | None  # of the loaded version
+    refusal: str = ""  # why its files as they are now cannot be served, though earlier ones may be
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def plan(disk: OnDisk, have: Have, pinned: Collection[int] = (), *, unloaded: bo
         for version in reversed(allowed):
             wanted.append(version)
             good += version in have.ready or version not in have.failed
-            if good == disk.policy.latest:
+            if good and good == disk.policy.latest:
                 break
         wanted += [version for version in disk.extra if version in disk.versions]
     if unloaded:

@@ -18,7 +18,6 @@ from ..lifecycle.version_plan import ModelStatus, VersionState
 from .handlers import CallContext, Handler, UnaryHandler
 from .protocol import SERVICE
 
-SERVER_NAME = "trimtab"
 EXTENSIONS = (
     "model_repository",
     "model_repository(unload_dependents)",
@@ -43,8 +42,9 @@ class Models(Protocol):
 class InferenceService:
     """The handlers of the service; all run on one event loop."""
 
-    def __init__(self, models: Models, *, server_version: str) -> None:
+    def __init__(self, models: Models, *, server_name: str, server_version: str) -> None:
         self._models = models
+        self._server_name = server_name
         self._server_version = server_version
         self._accepting = True
 
@@ -87,7 +87,7 @@ class InferenceService:
 
     async def _server_metadata(self, request: bytes, context: CallContext) -> bytes:
         return pb.ServerMetadataResponse(
-            name=SERVER_NAME, version=self._server_version, extensions=EXTENSIONS
+            name=self._server_name, version=self._server_version, extensions=EXTENSIONS
         ).SerializeToString()
 
     async def _model_metadata(self, request: bytes, context: CallContext) -> bytes:

@@ -25,6 +25,10 @@ from .handlers import BidiHandler, CallContext, Handler, UnaryHandler
 _METHOD = "/inference.GRPCInferenceService/"
 _UNDER_WAY = 64
 
+# The parameter that says so, as a field of a ModelInferResponse, of which a message has it appended:
+# clients of a stream look for it, since a model of Triton's may answer a request more than once.
+_FINAL = b"\x22\x1b\x0a\x15triton_final_response\x12\x02\x08\x01"
+
 
 class ModelInfer:
     """The handlers of both methods; one event loop at a time."""
@@ -110,18 +114,20 @@ def _drain(calls: LoopInference) -> None:
 
 def _streamed(reply: bytes) -> bytes:
     """The reply as field 2 of a ModelStreamInferResponse."""
-    size = len(reply)
+    size = len(reply) + len(_FINAL)
     lead = bytearray(b"\x12")
     while size >= 128:
         lead.append(size & 127 | 128)
         size >>= 7
     lead.append(size)
-    return bytes(lead) + reply
+    return bytes(lead) + reply + _FINAL
 
 
 def _stream_error(request: bytes, error: RefusedError) -> bytes:
     """The client matches replies by id, so an error carries its request's."""
-    reply = pb.ModelStreamInferResponse(error_message=str(error))
-    with contextlib.suppress(DecodeError):
-        reply.infer_response.id = pb.ModelInferRequest.FromString(request).id
-    return reply.SerializeToString()
+    asked = pb.ModelInferRequest()
+    with contextlib.suppress(DecodeError):  # of a torn message that is kept which came before
+        asked.MergeFromString(request)
+    return pb.ModelStreamInferResponse(
+        error_message=str(error), infer_response=pb.ModelInferResponse(id=asked.id)
+    ).SerializeToString()

@@ -1,8 +1,8 @@
 """The repository methods of the Open Inference Protocol: the index, and load and unload by wire.
 
 Loading and unloading change what every client is answered, on a port without authentication: both
-are refused unless the operator allowed them. A load names a model of the server's own directory; a
-configuration or files that come with the request are not taken.
+are refused unless the operator allowed them. A load names a model of the server's own directory and
+may bring a configuration; files that come with the request are not taken.
 """
 
 import asyncio
@@ -11,7 +11,9 @@ from typing import Protocol
 
 from trimtab.proto import open_inference_pb2 as pb
 
-from ..errors import InvalidRequestError, UnavailableError, UnsupportedError
+from ..errors import InvalidRequestError, ModelLoadError, UnavailableError, UnsupportedError
+from ..lifecycle.model_config import PARAMETER
+from ..lifecycle.model_control import load_failed
 from ..lifecycle.version_plan import ModelStatus, VersionState
 from .handlers import CallContext, Handler
 from .protocol import SERVICE, parse, unary
@@ -33,7 +35,7 @@ class Models(Protocol):
 class Control(Protocol):
     """What the service needs of ModelControl; both block."""
 
-    def load(self, model: str) -> None: ...
+    def load(self, model: str, config: str | None = None) -> None: ...
 
     def unload(self, model: str) -> None: ...
 
@@ -79,14 +81,21 @@ class ModelRepositoryService:
     async def _load(self, request: bytes, _: CallContext) -> bytes:
         asked = parse(pb.RepositoryModelLoadRequest, request)
         self._check(asked.repository_name)
-        for name in sorted(asked.parameters):
-            if name == "config" or name.startswith("file:"):
-                raise UnsupportedError(
-                    f"a load takes the model as its directory has it: parameter '{name}' is not "
-                    "supported"
+        config: str | None = None
+        for name, parameter in sorted(asked.parameters.items()):
+            if name.startswith("file:"):
+                raise ModelLoadError(
+                    f"{load_failed(asked.model_name)}: a load takes the files of the model's own "
+                    f"directory: parameter '{name}' is not supported"
                 )
-            raise InvalidRequestError(f"RepositoryModelLoad has no parameter '{name}'")
-        await self._run(self._control.load, asked.model_name)
+            if name != PARAMETER:
+                raise InvalidRequestError(f"RepositoryModelLoad has no parameter '{name}'")
+            if parameter.WhichOneof("parameter_choice") != "string_param":
+                raise InvalidRequestError(
+                    f"invalid value type for '{name}' parameter, expected string_param."
+                )
+            config = parameter.string_param
+        await self._run(self._control.load, asked.model_name, config)
         return pb.RepositoryModelLoadResponse().SerializeToString()
 
     async def _unload(self, request: bytes, _: CallContext) -> bytes:
@@ -109,9 +118,9 @@ class ModelRepositoryService:
             )
         _refuse_repository(repository)
 
-    async def _run(self, change: Callable[[str], None], model: str) -> None:
+    async def _run(self, change: Callable[..., None], *arguments: str | None) -> None:
         # On a thread, and to its end: a client that leaves does not stop a model half-way.
-        await asyncio.to_thread(change, model)
+        await asyncio.to_thread(change, *arguments)
 
 
 def _refuse_repository(name: str) -> None:

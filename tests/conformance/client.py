@@ -6,6 +6,7 @@ JOB.json says which requests to send, INPUTS.npz has their arrays as `<case>/<in
 unicode arrays). OUTPUTS.npz gets the replies' arrays as `<case>/<output>`, FACTS.json all the rest.
 """
 
+import asyncio
 import functools
 import json
 import queue
@@ -13,8 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import tritonclient.grpc as triton  # type: ignore[import-not-found]  # not in our environment
+import tritonclient.grpc.aio as triton_aio  # type: ignore[import-not-found]
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import (  # type: ignore[import-not-found]
     InferenceServerException,
     np_to_triton_dtype,
@@ -79,7 +83,9 @@ def operations(client: Any) -> dict[str, Any]:
         "load": attempt(client.load_model, "limited"),
         "loaded": [client.is_server_ready(), client.is_model_ready("limited")],
         "load of nothing": attempt(client.load_model, "nope"),
-        "load of a config": attempt(client.load_model, "limited", config="{}"),
+        "load of a config": attempt(client.load_model, "limited", config='{"max_batch_size":"16"}'),
+        "config of a load": json_of(client.get_model_config, "limited"),
+        "load of a wrong config": attempt(client.load_model, "limited", config='"max": {{}}'),
         "load of files": attempt(
             client.load_model, "limited", config="{}", files={"file:1/model.onnx": b"x"}
         ),
@@ -103,6 +109,84 @@ def operations(client: Any) -> dict[str, Any]:
     }
 
 
+def streamed(client: Any, job: Any, arrays: Any, outputs: Any) -> dict[str, Any]:
+    """Every case on one stream, those that fail among those that do not: equal, or status and text."""
+    cases = [*job["cases"], *job["errors"], *job["cases"]]
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)))
+    for number, case in enumerate(cases):
+        asked = {**arguments(case, arrays), "request_id": str(number)}
+        asked["timeout"] = None  # takes whole seconds there
+        client.async_stream_infer(**asked)
+    facts: dict[str, Any] = {}
+    order: list[int] = []
+    for _ in cases:
+        result, error = answers.get(timeout=30)
+        number = int(result.get_response().id if error is None else len(order))
+        order.append(number)
+        name = cases[number]["name"]
+        facts[name] = error.message() if error else _equal(name, result, outputs)
+    client.stop_stream()
+    assert order == list(range(len(cases))), order
+    return facts
+
+
+async def awaited(port: str, job: Any, arrays: Any, outputs: Any) -> dict[str, Any]:
+    """Every case from an event loop, compressed in turn in each way and in none."""
+    async with triton_aio.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        results = await asyncio.gather(
+            *(
+                client.infer(
+                    **arguments(case, arrays),
+                    compression_algorithm=("gzip", "deflate", None)[number % 3],
+                    headers={"test": "1"},
+                )
+                for number, case in enumerate(job["cases"])
+            )
+        )
+
+        async def requests() -> Any:
+            for case in job["cases"]:
+                yield {**arguments(case, arrays), "timeout": None}
+
+        facts: dict[str, Any] = {
+            case["name"]: _equal(case["name"], result, outputs)
+            for case, result in zip(job["cases"], results, strict=True)
+        }
+        replies = client.stream_infer(requests())
+        for case in job["cases"]:
+            result, error = await anext(replies)
+            facts[f"{case['name']}, streamed"] = (
+                str(error) if error else _equal(case["name"], result, outputs)
+            )
+        return facts
+
+
+def typed(port: str, outputs: Any) -> dict[str, Any]:
+    """Contents in the message's own fields, through the stub that tritonclient was generated with;
+    then the same with raw contents beside them."""
+    facts: dict[str, Any] = {}
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for name, field in (
+            *(("INT8", "int_contents"), ("INT32", "int_contents"), ("INT64", "int64_contents")),
+            *(("UINT8", "uint_contents"), ("UINT64", "uint64_contents"), ("BOOL", "bool_contents")),
+            *(("FP32", "fp32_contents"), ("FP64", "fp64_contents"), ("BYTES", "bytes_contents")),
+        ):
+            expected = outputs[f"identity {name}/out0"]
+            request = service_pb2.ModelInferRequest(model_name=f"identity_{name.lower()}")
+            tensor = request.inputs.add(name="in0", datatype=name, shape=expected.shape)
+            getattr(tensor.contents, field).extend(as_sent(expected).ravel().tolist())
+            result = triton.InferResult(stub.ModelInfer(request))
+            facts[name] = _equal(f"identity {name}", result, outputs)
+            request.raw_input_contents.append(b"")
+            try:
+                stub.ModelInfer(request)
+            except grpc.RpcError as error:
+                facts[f"{name} and raw"] = [str(error.code()), error.details()]
+    return facts
+
+
 def main() -> None:
     port, job_file, inputs_file, facts_file, outputs_file = sys.argv[1:]
     job = json.loads(Path(job_file).read_text())
@@ -120,6 +204,9 @@ def main() -> None:
         "index": client.get_model_repository_index(as_json=True),
         "replies": {},
         "asynchronous": {},
+        "streamed": {},
+        "awaited": {},
+        "typed": {},
         "errors": {},
     }
     outputs: dict[str, Any] = {}
@@ -145,6 +232,9 @@ def main() -> None:
     for _ in job["cases"]:
         name, result, error = answers.get(timeout=30)
         facts["asynchronous"][name] = str(error) if error else _equal(name, result, outputs)
+    facts["streamed"] = streamed(client, job, arrays, outputs)
+    facts["awaited"] = asyncio.run(awaited(port, job, arrays, outputs))
+    facts["typed"] = typed(port, outputs)
     for case in job["errors"]:
         try:
             client.infer(**arguments(case, arrays))

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from tests import models
 from tests.live import served
+from tests.served import served as served_apart
+from trimtab.proto import open_inference_pb2 as pb
 
 SCRIPT = Path(__file__).with_name("client.py")
 EVENT_TIME_MS = 1_370_000_000_000
@@ -113,7 +115,9 @@ def bad_cases() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory, client_python: Path) -> Session:
+def session(
+    tmp_path_factory: pytest.TempPathFactory, client_python: Path, frontend: str
+) -> Session:
     models_dir = tmp_path_factory.mktemp("models")
     for name in [*NUMERIC, "BYTES"]:
         models.publish(
@@ -143,7 +147,7 @@ def session(tmp_path_factory: pytest.TempPathFactory, client_python: Path) -> Se
     (work / "job.json").write_text(json.dumps(job))
     np.savez(work / "inputs.npz", **inputs)
     files = [str(work / name) for name in ("job.json", "inputs.npz", "facts.json", "outputs.npz")]
-    with served(models_dir, model_control=True) as server:
+    with served(models_dir, model_control=True, frontend=frontend) as server:
         done = subprocess.run(
             [str(client_python), str(SCRIPT), str(server.port), *files],
             capture_output=True,
@@ -194,6 +198,25 @@ def test_requests_that_meet_in_the_server_get_the_same(session: Session, name: s
     assert session.facts["asynchronous"][name] is True
 
 
+@pytest.mark.parametrize("name", [each["name"] for each in good_cases()])
+def test_other_ways_of_asking_get_the_same(session: Session, name: str) -> None:
+    assert session.facts["streamed"][name] is True
+    assert session.facts["awaited"][name] is True
+    assert session.facts["awaited"][f"{name}, streamed"] is True
+
+
+@pytest.mark.parametrize("name", [*(set(NUMERIC) - {"FP16"}), "BYTES"])
+def test_typed_contents_are_taken_and_answered_by_raw_ones(session: Session, name: str) -> None:
+    assert session.facts["typed"][name] is True
+    assert session.facts["typed"][f"{name} and raw"] == [
+        "StatusCode.INVALID_ARGUMENT",
+        (
+            "contents field must not be specified when using raw_input_contents for 'in0' for "
+            f"model 'identity_{name.lower()}'"
+        ),
+    ]
+
+
 def test_ids_are_echoed_or_minted(session: Session) -> None:
     replies = session.facts["replies"]
     assert replies["one row"]["id"] == "mine"
@@ -202,12 +225,26 @@ def test_ids_are_echoed_or_minted(session: Session) -> None:
 
 
 def test_the_event_time_of_a_tritonclient_is_read(session: Session) -> None:
-    assert session.event_times.count(EVENT_TIME_MS) == 2  # once waited for, once not
+    sent = 6  # waited for, not waited for, twice in a stream, awaited, awaited in a stream
+    assert session.event_times.count(EVENT_TIME_MS) == sent
 
 
 def test_health(session: Session) -> None:
     assert (session.facts["live"], session.facts["ready"]) == (True, True)
     assert session.facts["model_ready"] == {"logistic": True, "nope": False, "scalar": True}
+
+
+@pytest.mark.e2e
+def test_the_server_gives_the_name_that_it_is_told_to(tmp_path: Path, frontend: str) -> None:
+    """Triton's own example of health checks stops where the name is not triton."""
+    options = ["--frontend", frontend, "--set", "server.name=triton"]
+    with served_apart(tmp_path, *options) as server:
+        ask = server.channel.unary_unary(
+            "/inference.GRPCInferenceService/ServerMetadata",
+            pb.ServerMetadataRequest.SerializeToString,
+            pb.ServerMetadataResponse.FromString,
+        )
+        assert ask(pb.ServerMetadataRequest(), timeout=30).name == "triton"
 
 
 def test_metadata(session: Session) -> None:
@@ -293,6 +330,7 @@ def test_a_wrong_request_gets_its_status_and_text(
     session: Session, name: str, code: str, text: str
 ) -> None:
     assert session.facts["errors"][name] == [f"StatusCode.{code}", text]
+    assert session.facts["streamed"][name] == text
 
 
 # -- the rest of the client
@@ -341,13 +379,14 @@ def test_statistics_count_what_was_answered_in_equal_counts(session: Session) ->
     (same,) = operation(session, "statistics of a version")["model_stats"]
     assert entry == same and (entry["name"], entry["version"]) == ("logistic", "1")
     stats = entry["inference_stats"]
-    answered = 2 * sum(each["model"] == "logistic" for each in session.cases)
+    ways = 6  # of asking, see above
+    answered = ways * sum(each["model"] == "logistic" for each in session.cases)
     counts = [
         int(stats[key]["count"])
         for key in ("success", "queue", "compute_input", "compute_infer", "compute_output")
     ]
     assert counts == [answered] * 5
-    rows = 2 * sum(
+    rows = ways * sum(
         len(each["inputs"]["input"]) for each in session.cases if each["model"] == "logistic"
     )
     assert int(entry["inference_count"]) == rows
@@ -369,6 +408,13 @@ def test_a_model_is_unloaded_and_loaded(session: Session) -> None:
         "state": "UNAVAILABLE",
         "reason": "unloaded",
     }
+
+
+def test_a_load_may_bring_a_configuration(session: Session) -> None:
+    assert operation(session, "load of a config") is None
+    assert operation(session, "config of a load")["config"]["max_batch_size"] == 16
+    code, text = operation(session, "load of a wrong config")
+    assert code == "StatusCode.INTERNAL" and "failed to load" in text
 
 
 def test_trace_and_log_settings(session: Session) -> None:
@@ -402,14 +448,12 @@ def test_shared_memory_is_empty_and_can_be_tidied_up(session: Session) -> None:
             "failed to load 'nope', failed to poll from model repository",
         ),
         (
-            "load of a config",
-            "UNIMPLEMENTED",
-            ("a load takes the model as its directory has it: parameter 'config' is not supported"),
-        ),
-        (
             "load of files",
-            "UNIMPLEMENTED",
-            ("a load takes the model as its directory has it: parameter 'config' is not supported"),
+            "INTERNAL",
+            (
+                "failed to load 'limited', failed to poll from model repository: a load takes the "
+                "files of the model's own directory: parameter 'file:1/model.onnx' is not supported"
+            ),
         ),
         (
             "trace on",

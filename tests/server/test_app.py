@@ -182,7 +182,9 @@ async def outcome(channel: grpc.aio.Channel, method: str) -> str:
     try:
         await call.write(b"")
         await call.done_writing()
-    except grpc.aio.AioRpcError:  # the end came before the message left, and the client says INTERNAL
+    except (
+        grpc.aio.AioRpcError
+    ):  # the end came before the message left, and the client says INTERNAL
         call = conversation(channel, method, timeout=1.0)
     code = await call.code()
     return f"{code.name}: {await call.details()}"

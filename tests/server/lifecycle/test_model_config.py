@@ -12,7 +12,7 @@ from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.server.config import BatchingConfig, ListenConfig, ServerConfig
 from trimtab.server.errors import NotFoundError, UnavailableError
 from trimtab.server.inference.onnx_session import LoadError
-from trimtab.server.lifecycle.model_config import mismatch, parse, read
+from trimtab.server.lifecycle.model_config import mismatch, parse, parse_json, read
 from trimtab.server.lifecycle.model_manager import ModelManager
 from trimtab.server.lifecycle.version_plan import VersionPolicy, VersionState
 
@@ -70,7 +70,7 @@ def test_a_file_as_triton_writes_it_is_read_and_what_is_not_honoured_is_named() 
         "model_warmup",
         "optimization",
     )
-    assert mismatch(settings, signature()) == ""
+    assert mismatch(file, signature()) == ""
 
 
 def test_a_model_needs_no_file_and_a_file_needs_to_say_nothing(tmp_path: Path) -> None:
@@ -128,6 +128,65 @@ def test_a_file_that_cannot_be_right_is_refused_with_the_reason(text: str, reaso
     with pytest.raises(LoadError) as caught:
         parse(text, "m")
     assert reason in str(caught.value)
+
+
+def test_a_configuration_in_json_says_what_the_same_in_text_does() -> None:
+    text = """
+    {
+      "name": "m", "max_batch_size": "8", "platform": "onnxruntime_onnx",
+      "input": [{"name": "x", "dataType": "TYPE_FP32", "dims": ["2"]}],
+      "instance_group": [{"count": 2}], "from_the_future": {"name": 1},
+      "dynamicBatching": {
+        "preferred_batch_size": [4],
+        "max_queue_delay_microseconds": 500,
+        "default_queue_policy": {"max_queue_size": 100, "default_timeout_microseconds": 2000}
+      },
+      "version_policy": {"latest": {"num_versions": 2}},
+      "parameters": {"input": {"string_value": "a"}, "name": {"string_value": "b"}}
+    }
+    """
+    config = parse_json(text, "m")
+    settings = config.settings
+    assert (settings.max_batch_size, settings.default_timeout_us) == (8, 2000)
+    assert (settings.max_queue_delay_us, settings.max_queue_size) == (500, 100)
+    assert config.version_policy == VersionPolicy(latest=2) and config.says_version_policy
+    assert {name: each.string_value for name, each in settings.written.parameters.items()} == {
+        "input": "a",
+        "name": "b",
+    }
+    assert config.ignored == (
+        "dynamic_batching.preferred_batch_size",
+        "from_the_future",
+        "instance_group",
+    )
+    assert mismatch(config, signature()) == ""
+    assert mismatch(config, signature(x=(-1, 3))).startswith("config: input 'x' has dims [2]")
+
+
+def test_json_that_says_nothing_leaves_everything_open() -> None:
+    config = parse_json("{}", "m")
+    assert config.settings.max_batch_size is None and config.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "config is not a model configuration: "),
+        ("[]", "config is not a model configuration: "),
+        ("7", "config is not a model configuration: "),
+        ('"parameters": {}', "config is not a model configuration: "),
+        ('{"max_batch_size": "many"}', "config is not a model configuration: "),
+        ('{"parameters": [1]}', "config is not a model configuration: "),
+        ('{"input": {"name": "x"}}', "config is not a model configuration: "),
+        ("[" * 100_000, "config is not a model configuration: "),
+        ('{"name": "other"}', "config is named 'other' but its directory 'm'"),
+        ('{"max_batch_size": -1}', "config: max_batch_size -1 is less than 0"),
+    ],
+)
+def test_json_that_cannot_be_right_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(LoadError) as caught:
+        parse_json(text, "m")
+    assert str(caught.value).startswith(reason)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", None])
@@ -226,7 +285,7 @@ def test_what_is_not_honoured_is_named(text: str, ignored: tuple[str, ...]) -> N
 def test_a_model_that_is_not_as_described_is_told_apart(
     text: str, specs: Signature, reason: str
 ) -> None:
-    assert mismatch(parse(text, "m").settings, specs) == reason
+    assert mismatch(parse(text, "m"), specs) == reason
 
 
 # -- in a repository

@@ -118,6 +118,99 @@ def test_a_load_tries_again_what_failed(world: World) -> None:
     assert world.predict() == 4.0
 
 
+def test_a_configuration_of_a_load_holds_until_the_next_load(world: World) -> None:
+    models.write(world.models_dir / "m/1", models.scaled(2.0))
+    (world.models_dir / "m/config.pbtxt").write_text("max_batch_size: 4")
+    world.manager.start()
+    before = world.manager.resolve("m", "")
+
+    world.control.load("m", '{"max_batch_size": "16"}')
+    given = world.manager.resolve("m", "")
+    assert given is not before and given.servable.settings.max_batch_size == 16
+    (world.models_dir / "m/config.pbtxt").write_text("max_batch_size: 5")
+    world.manager.reconcile("m").result(30)
+    assert world.manager.resolve("m", "") is given, "the file does not count meanwhile"
+    models.write(world.models_dir / "m/2", models.scaled(3.0))
+    world.manager.reconcile("m").result(30)
+    assert world.predict() == 3.0
+    assert world.manager.resolve("m", "").servable.settings.max_batch_size == 16
+
+    world.control.load("m", '{"max_batch_size": 7}')
+    assert world.manager.resolve("m", "").servable.settings.max_batch_size == 7
+    world.control.load("m")
+    assert world.manager.resolve("m", "").servable.settings.max_batch_size == 5
+    same = world.manager.resolve("m", "")
+    world.control.load("m")
+    assert world.manager.resolve("m", "") is same, "nothing changed, nothing is loaded anew"
+
+
+def test_an_unload_ends_what_a_load_gave(world: World) -> None:
+    models.publish(world.models_dir, "m", models.scaled(2.0))
+    world.manager.start()
+    world.control.load("m", '{"max_batch_size": 3}')
+    assert world.manager.resolve("m", "").servable.settings.max_batch_size == 3
+    world.control.unload("m")
+    world.control.load("m")
+    assert world.manager.resolve("m", "").servable.settings.max_batch_size is None
+
+
+def test_a_configuration_may_come_with_a_model_that_came_since(world: World) -> None:
+    world.manager.start()
+    models.write(world.models_dir / "m/1", models.scaled(5.0))
+    world.control.load("m", '{"max_batch_size": 3}')
+    assert world.manager.resolve("m", "").servable.settings.max_batch_size == 3
+
+
+def test_the_version_policy_of_a_load_says_what_is_loaded(world: World) -> None:
+    for version in (1, 2, 3):
+        models.write(world.models_dir / f"m/{version}", models.scaled(float(version)))
+    world.manager.start()
+    world.control.load("m", '{"version_policy": {"specific": {"versions": ["1", "2"]}}}')
+    assert world.predict() == 2.0
+    assert [state for _, state, _ in world.states()] == [READY, READY, UNLOADED]
+    world.control.load("m")
+    assert world.predict() == 3.0
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("{{}}", "config is not a model configuration: "),
+        ('{"name": "other"}', "config is named 'other' but its directory 'm'"),
+        ('{"input": [{"name": "z"}]}', "version 1: config: input 'z' is none of model.onnx"),
+    ],
+)
+def test_a_configuration_that_is_refused_changes_nothing(
+    world: World, config: str, reason: str
+) -> None:
+    models.write(world.models_dir / "m/1", models.scaled(1.0))
+    world.manager.start()
+    world.control.load("m", '{"max_batch_size": 3}')
+    before = world.manager.resolve("m", "")
+    with pytest.raises(ModelLoadError) as caught:
+        world.control.load("m", config)
+    failed = "failed to load 'm', failed to poll from model repository: "
+    assert str(caught.value).startswith(failed + reason)
+    assert world.states() == [(1, READY, "")]
+    assert world.manager.resolve("m", "").servable.settings.max_batch_size == 3
+    assert world.predict() == 1.0
+    assert world.manager.resolve("m", "") is before or "version 1" in reason
+
+    world.control.unload("m")
+    with pytest.raises(ModelLoadError):
+        world.control.load("m", config)
+    assert world.states() == [(1, UNLOADED, "unloaded")]
+
+
+def test_a_load_of_changed_files_that_are_refused_fails(world: World) -> None:
+    file = models.write(world.models_dir / "m/1", models.scaled(1.0)) / "model.onnx"
+    world.manager.start()
+    file.write_bytes(b"garbage")
+    with pytest.raises(ModelLoadError, match="version 1: onnxruntime refuses"):
+        world.control.load("m")
+    assert world.predict() == 1.0
+
+
 def test_a_load_that_fails_leaves_the_lower_version_answering(world: World) -> None:
     models.write(world.models_dir / "m/1", models.scaled(1.0))
     world.manager.start()

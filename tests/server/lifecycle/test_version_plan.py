@@ -160,6 +160,14 @@ def test_all_versions_are_loaded_the_highest_first() -> None:
     assert plan(with_policy(VersionPolicy(latest=0), 1, 2, 3), have()).load == (3, 2, 1)
 
 
+@pytest.mark.parametrize("policy", [VersionPolicy(0), VersionPolicy(0, frozenset([1, 2, 3]))])
+def test_without_a_limit_a_version_that_does_not_load_stands_in_no_others_way(
+    policy: VersionPolicy,
+) -> None:
+    assert plan(with_policy(policy, 1, 2, 3), have(failed={3})).load == (2, 1)
+    assert plan(with_policy(policy, 1, 2, 3), have(ready={1, 2}, failed={3})).serve == 2
+
+
 def test_of_specific_versions_those_that_are_there_are_loaded_and_the_highest_answers() -> None:
     policy = VersionPolicy(latest=0, only=frozenset([1, 2, 9]))
     decided = plan(with_policy(policy, 1, 2, 3), have(ready={3}, serving=3))

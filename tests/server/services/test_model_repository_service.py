@@ -167,6 +167,28 @@ def test_what_cannot_be_loaded_is_told_with_the_reason(tmp_path: Path) -> None:
     serve(tmp_path, body, model_control=True)
 
 
+def test_a_load_may_bring_a_configuration(tmp_path: Path) -> None:
+    models.write(tmp_path / "m/1", models.scaled(1.0))
+
+    async def body(server: LiveServer) -> None:
+        load = pb.RepositoryModelLoadRequest(model_name="m")
+        load.parameters["config"].string_param = '{"max_batch_size": "16"}'
+        assert await server.client.call("RepositoryModelLoad", load) == b""
+        answer = await server.client.call("ModelConfig", pb.ModelConfigRequest(name="m"))
+        assert pb.ModelConfigResponse.FromString(answer).config.max_batch_size == 16
+
+        load.parameters["config"].string_param = '{"max_batch_size": -16}'
+        assert await refusal(server, "RepositoryModelLoad", load) == (
+            Status.INTERNAL,
+            (
+                "failed to load 'm', failed to poll from model repository: config: max_batch_size "
+                "-16 is less than 0"
+            ),
+        )
+
+    serve(tmp_path, body, model_control=True)
+
+
 def test_parameters_that_would_change_the_model_are_refused_and_not_ignored(
     tmp_path: Path,
 ) -> None:
@@ -174,14 +196,17 @@ def test_parameters_that_would_change_the_model_are_refused_and_not_ignored(
 
     async def body(server: LiveServer) -> None:
         for name, code in (
-            ("config", Status.UNIMPLEMENTED),
-            ("file:1/model.onnx", Status.UNIMPLEMENTED),
+            ("config", Status.INVALID_ARGUMENT),
+            ("file:1/model.onnx", Status.INTERNAL),
+            ("file:" + "a" * 256, Status.INTERNAL),
             ("else", Status.INVALID_ARGUMENT),
         ):
             load = pb.RepositoryModelLoadRequest(model_name="m")
-            load.parameters[name].string_param = "{}"
+            load.parameters[name].bytes_param = b"{}"
             found, text = await refusal(server, "RepositoryModelLoad", load)
             assert found is code and f"'{name}'" in text
+            if code is Status.INTERNAL:
+                assert text.startswith("failed to load 'm', failed to poll from model repository: ")
         for name in ("unload_dependents", "else"):
             unload = pb.RepositoryModelUnloadRequest(model_name="m")
             unload.parameters[name].int64_param = 1
