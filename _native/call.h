@@ -103,7 +103,8 @@ class Inference {
  public:
   // Never blocks for longer than a lock is held.
   virtual void submit(Call* call) noexcept = 0;
-  // The client has gone or its deadline has passed; before, during or after `submit`, any number of times.
+  // The client has gone or its deadline has passed; before, during or after `submit`, after `finish` too,
+  // any number of times.
   // A call that waits is finished now with code cancelled; one that is computed is finished as ever.
   virtual void cancel(Call* call) noexcept = 0;
 

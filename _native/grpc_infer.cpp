@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "protobuf_wire.h"
+#include "utf8.h"
 
 namespace trimtab {
 
@@ -59,7 +60,9 @@ std::string id_of(const grpc::Slice& request) {
   wire::Field field;
   std::string_view id;
   while (reader.next(field)) {
-    if (field.tag == wire::tag(request_id, wire::delimited)) id = field.bytes.text();
+    if (field.tag == wire::tag(request_id, wire::delimited)) {
+      id = wire::is_utf8(field.bytes) ? field.bytes.text() : std::string_view();
+    }
   }
   return std::string(id);
 }

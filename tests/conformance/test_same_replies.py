@@ -218,6 +218,7 @@ GARBAGE = {
     "twice": 2 * infer_request("m", {"x": rows()}, id="a").SerializeToString(),
     "unknown fields": infer_request("m", {"x": rows()}, id="a").SerializeToString()
     + b"\xfa\x3e\x03abc",
+    "no UTF-8 in the id": b"\x0a\x01m\x1a\x02\xff\xfe",
     "no UTF-8": b"\x0a\x02\xff\xfe",
 }
 
