@@ -109,4 +109,7 @@ extensions = [
     if path.stem != "grpc_frontend"
 ] + native_frontend()
 
-setup(ext_modules=cythonize(extensions, build_dir="build/cython"))
+setup(
+    ext_modules=cythonize(extensions, build_dir="build/cython"),
+    options={"build_ext": {"parallel": os.cpu_count()}},
+)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.timeout(900)  # everything is compiled, twice
 PACKAGES = {"proto", "server", "_native", "trainer", "registry"}
 
 
@@ -46,7 +47,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stdout + done.stderr
