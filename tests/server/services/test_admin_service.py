@@ -253,7 +253,7 @@ def test_drift_is_reported_feature_by_feature(admin: Admin) -> None:
     assert (settled.observed_rows, settled.champion, settled.revision) == (1000, 1, 1)
     report = admin.ask(pb.GetDriftRequest(model_name="m"), pb.DriftReport)
     assert (report.state, report.reference, report.reference_rows) == ("drift", "training", 20_000)
-    assert report.window_rows == 800, "the pane that is filling is empty"
+    assert report.window_rows == 1000, "a full pane is the newest until the next row comes"
     strongest = report.features[0]
     assert strongest.verdict == "drift" and strongest.psi > 0.2
     assert 0 < len(strongest.window_shares) == len(strongest.reference_shares) <= 12
