@@ -19,8 +19,8 @@ NATIVE := $(addprefix _native/,plane.cpp request_queue.cpp served_version.cpp in
 SANITIZED := build/sanitized
 CAN_FUZZ := echo 'extern "C" int LLVMFuzzerTestOneInput(const char *, unsigned long) { return 0; }' \
 	| clang++ -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null
-STRESS_SECONDS ?= 10
-FUZZ_SECONDS ?= 20
+STRESS_SECONDS ?= 5
+FUZZ_SECONDS ?= 10
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types format unit test-native fuzz bench bench-peers build clean
