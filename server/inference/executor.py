@@ -210,7 +210,7 @@ class Executor:
             self._tap(
                 ObservedBatch(model, version, calls, rows, inputs, outputs, latest_event_time_ms)
             )
-        except Exception:
+        except Exception:  # an edge: the replies have left, and nobody waits for the tap
             self._tap_failures += 1
             if self._tap_failures == 1:
                 _logger.exception("%r: the tap failed; further failures are only counted", self)

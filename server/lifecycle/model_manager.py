@@ -405,7 +405,7 @@ class ModelManager:
                 self._remove(model)
         except OSError as error:  # what serves goes on serving; the watcher looks again
             _logger.error("model '%s': its directory could not be followed: %s", name, error)
-        except Exception:
+        except Exception:  # an edge: a bug over one model must not end the loader of all
             _logger.exception("model '%s': its directory could not be followed", name)
         finally:
             job.set_result(None)
@@ -557,7 +557,7 @@ class ModelManager:
             return
         try:
             self._on_event(kind, model, version, reason, evidence)
-        except Exception:
+        except Exception:  # an edge: who listens must not stop what it is told of
             _logger.exception("the event '%s' of model '%s' was lost", kind, model)
 
     # -- the swap

@@ -254,7 +254,7 @@ def test_rows_that_influence_each_other_are_never_batched(tmp_path: Path) -> Non
     serve(tmp_path, body)
 
 
-# -- refusals: the ways of a bad message are in test_wire.py
+# -- refusals: the ways of a bad message are in tests/native/test_infer_message.py
 
 
 def test_refusals_carry_the_protocols_status_and_text(tmp_path: Path) -> None:
