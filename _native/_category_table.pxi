@@ -69,7 +69,7 @@ cdef inline Py_ssize_t _slot_of(
         at = (at + 1) & table.mask
 
 
-cdef void _count_elements(
+cdef const unsigned char *_count_elements(
     const unsigned char *raw,
     Py_ssize_t rows,
     Py_ssize_t columns,
@@ -77,6 +77,7 @@ cdef void _count_elements(
     uint64_t *counts,  # columns x slots, out
     Py_ssize_t slots,
 ) noexcept nogil:
+    """Counts that many rows; returns where the next one begins."""
     cdef Py_ssize_t column, length
     for _ in range(rows):
         for column in range(columns):
@@ -84,3 +85,4 @@ cdef void _count_elements(
             raw += LENGTH_SIZE
             counts[column * slots + _slot_of(&tables[column], raw, length)] += 1
             raw += length
+    return raw

@@ -121,3 +121,34 @@ cdef void _load_kind(
         _load(<const uint32_t *> source, values, rows, columns, width)
     elif kind == UINT64:
         _load(<const uint64_t *> source, values, rows, columns, width)
+
+
+cdef inline double _as_double(number *at) noexcept nogil:
+    cdef number value = 0
+    memcpy(&value, at, sizeof(number))
+    return <double> value
+
+
+cdef double _number(Kind kind, const char *at) noexcept nogil:
+    """One element, wherever it lies."""
+    if kind == FLOAT32:
+        return _as_double(<float *> at)
+    if kind == FLOAT64:
+        return _as_double(<double *> at)
+    if kind == BOOL:
+        return at[0] != 0
+    if kind == INT8:
+        return _as_double(<int8_t *> at)
+    if kind == INT16:
+        return _as_double(<int16_t *> at)
+    if kind == INT32:
+        return _as_double(<int32_t *> at)
+    if kind == INT64:
+        return _as_double(<int64_t *> at)
+    if kind == UINT8:
+        return _as_double(<uint8_t *> at)
+    if kind == UINT16:
+        return _as_double(<uint16_t *> at)
+    if kind == UINT32:
+        return _as_double(<uint32_t *> at)
+    return _as_double(<uint64_t *> at)

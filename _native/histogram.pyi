@@ -1,7 +1,9 @@
 """Counts of live values per feature, in a ring of panes that forms a sliding window.
 
 One thread updates and advances; `window` and `total` may be called from any other at the same time
-and see whole updates only. No method waits or counts with the GIL held. A batch that is refused has
+and see whole updates only. An update may end panes: the open pane takes `room` rows of the batch, it
+is closed as another row comes, and every pane after it takes `pane_rows`. Without `room` the open
+pane takes them all. No method waits or counts with the GIL held. A batch that is refused has
 counted nothing.
 """
 
@@ -43,10 +45,22 @@ class NumericHistogram(Histogram):
     edges, and in the row's last slot, [-1], the missing values (NaN).
     """
 
-    def __init__(self, edges: Sequence[NDArray[np.float32]], panes: int) -> None: ...
-    def update(self, batch: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        edges: Sequence[NDArray[np.float32]],
+        panes: int,
+        *,
+        follow: Sequence[bool] | NDArray[np.bool_] | None = None,
+    ) -> None:
+        """`follow`: the columns whose extremes are wanted; None: of none."""
+
+    def update(self, batch: NDArray[Any], room: int = -1, pane_rows: int = 0) -> None:
         """Counts the rows of a C-contiguous (rows, columns) array of bool, integers or floats of
         32 or 64 bits; ValueError if it is anything else."""
+
+    def extremes(self, panes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lowest and the highest value per followed column in the newest panes, the open one
+        included: exact while they are equal, after that only known to differ. NaN: no value."""
 
 @final
 class CategoryHistogram(Histogram):
@@ -60,5 +74,5 @@ class CategoryHistogram(Histogram):
     def __init__(
         self, kept: Sequence[Sequence[bytes]], rare: Sequence[Sequence[bytes]], panes: int
     ) -> None: ...
-    def update(self, raw: Buffer, rows: int) -> None:
+    def update(self, raw: Buffer, rows: int, room: int = -1, pane_rows: int = 0) -> None:
         """Counts a BYTES tensor in its wire form; ValueError if torn or not that many rows."""

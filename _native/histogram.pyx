@@ -2,7 +2,7 @@
 """Counts of live values per feature, in a ring of panes that forms a sliding window.
 
 Batches are in, read-only and row-major; windows and totals are out, new uint64 arrays of one row
-of slots per column. Every count and every copy of counts is made under the histogram's mutex and
+of slots per column. A batch may end panes within itself: it is split here, not by whoever has it. Every count and every copy of counts is made under the histogram's mutex and
 without the GIL, and nobody waits for the mutex with the GIL: a reader delays a writer by the copy
 of a window, never by Python. A batch is checked whole before anything of it is counted.
 """
@@ -81,11 +81,14 @@ cdef class Histogram:
                 out[cell] += counts[cell]
             counts += cells
 
+    cdef void _advance(self) noexcept nogil:
+        self._add(self._open, self._closed)
+        self._open = (self._open + 1) % self.panes
+        memset(self._pane(self._open), 0, self._pane_cells() * sizeof(uint64_t))
+
     def advance(self):
         with nogil, self._mutex:
-            self._add(self._open, self._closed)
-            self._open = (self._open + 1) % self.panes
-            memset(self._pane(self._open), 0, self._pane_cells() * sizeof(uint64_t))
+            self._advance()
 
     def window(self):
         cdef Py_ssize_t pane
@@ -113,6 +116,22 @@ cdef class Histogram:
             self._open = 0
 
 
+cdef inline void _lower(double *lowest, double value) noexcept nogil:
+    if value < lowest[0] or lowest[0] != lowest[0]:  # NaN: none yet
+        lowest[0] = value
+
+
+cdef inline void _raise(double *highest, double value) noexcept nogil:
+    if value > highest[0] or highest[0] != highest[0]:
+        highest[0] = value
+
+
+cdef int _check_room(Py_ssize_t room, Py_ssize_t pane_rows) except -1:
+    if room >= 0 and pane_rows < 1:
+        raise ValueError(f"pane_rows must be at least 1 where panes end, not {pane_rows}")
+    return 0
+
+
 def _kernels():
     """Number by name of the kernels that this CPU runs: the higher, the faster."""
     cdef int kernel
@@ -132,8 +151,13 @@ cdef class NumericHistogram(Histogram):
     cdef float *_trees  # width x 2^levels
     cdef float[TILE_ROWS * TILE_COLUMNS] _values  # scratch, float32
     cdef int32_t[TILE_ROWS * TILE_COLUMNS] _found  # scratch: slots
+    # Extremes are followed only until a column is seen to vary, pane by pane: a column that does
+    # costs nothing after a pane's first rows. The mutex guards them too.
+    cdef double *_extremes  # panes x (lowest of each column, highest of each): NaN at first
+    cdef int32_t *_followed  # columns: those to be followed, and those that still are
+    cdef Py_ssize_t _follow, _following
 
-    def __cinit__(self, edges not None, Py_ssize_t panes, *, _kernel=None):
+    def __cinit__(self, edges not None, Py_ssize_t panes, *, follow=None, _kernel=None):
         cdef Py_ssize_t column, edge, most = 0
         cdef const float[::1] view
         tables = []
@@ -160,6 +184,17 @@ cdef class NumericHistogram(Histogram):
         kernels = _kernels()
         self._search = bin_search(kernels[_kernel or max(kernels, key=kernels.get)])
         self._plant(tables, most)
+        self._extremes = <double *> malloc(panes * 2 * columns * sizeof(double))
+        self._followed = <int32_t *> malloc(2 * columns * sizeof(int32_t))
+        if self._extremes == NULL or self._followed == NULL:
+            raise MemoryError
+        chosen = [] if follow is None else np.flatnonzero(np.asarray(follow, np.bool_)[:columns])
+        for column in chosen:
+            self._followed[self._follow] = <int32_t> column
+            self._follow += 1
+        for column in range(panes * 2 * columns):
+            self._extremes[column] = NAN
+        self._begin()
 
     cdef int _plant(self, list tables, Py_ssize_t most) except -1:
         """Lays the edges out as bin_search.h has them."""
@@ -186,8 +221,50 @@ cdef class NumericHistogram(Histogram):
 
     def __dealloc__(self):
         free(self._trees)
+        free(self._extremes)
+        free(self._followed)
 
-    def update(self, batch not None):
+    cdef void _begin(self) noexcept nogil:
+        """A pane opens: it has no extremes yet."""
+        cdef Py_ssize_t column
+        cdef double *lowest = self._extremes + self._open * 2 * self.columns
+        for column in range(2 * self.columns):
+            lowest[column] = NAN
+        memcpy(self._followed + self.columns, self._followed, self._follow * sizeof(int32_t))
+        self._following = self._follow
+
+    def advance(self):
+        with nogil, self._mutex:
+            self._advance()
+            self._begin()
+
+    def reset(self):
+        cdef Py_ssize_t at
+        Histogram.reset(self)
+        with nogil, self._mutex:
+            for at in range(self.panes * 2 * self.columns):
+                self._extremes[at] = NAN
+            self._begin()
+
+    def extremes(self, Py_ssize_t panes):
+        cdef Py_ssize_t back, column
+        cdef const double *found
+        cdef double[:, ::1] view
+        if not 1 <= panes:
+            raise ValueError(f"panes must be at least 1, not {panes}")
+        both = np.full((2, self.columns), np.nan)
+        view = both
+        with nogil, self._mutex:
+            for back in range(min(panes, self.panes)):
+                found = self._extremes + (
+                    (self._open - back + self.panes) % self.panes * 2 * self.columns
+                )
+                for column in range(self.columns):
+                    _lower(&view[0, column], found[column])
+                    _raise(&view[1, column], found[self.columns + column])
+        return both[0], both[1]
+
+    def update(self, batch not None, Py_ssize_t room = -1, Py_ssize_t pane_rows = 0):
         cdef Py_buffer view
         cdef Kind kind
         PyObject_GetBuffer(batch, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
@@ -201,10 +278,54 @@ cdef class NumericHistogram(Histogram):
                     f"batch has elements of type {view.format.decode()!r}, expected bool, integers "
                     "or floats of 32 or 64 bits"
                 )
+            _check_room(room, pane_rows)
             with nogil, self._mutex:
-                self._count(kind, <const char *> view.buf, view.shape[0], view.itemsize)
+                self._count_panes(
+                    kind, <const char *> view.buf, view.shape[0], view.itemsize, room, pane_rows
+                )
         finally:
             PyBuffer_Release(&view)
+
+    cdef void _count_panes(
+        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t itemsize,
+        Py_ssize_t room, Py_ssize_t pane_rows,
+    ) noexcept nogil:
+        cdef Py_ssize_t piece
+        while rows:
+            piece = rows if room < 0 else min(rows, room)
+            if piece:
+                self._count(kind, data, piece, itemsize)
+                if self._following:
+                    self._extend(kind, data, piece, itemsize)
+                data += piece * self.columns * itemsize
+                rows -= piece
+            if rows:
+                self._advance()
+                self._begin()
+                room = pane_rows
+
+    cdef void _extend(
+        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t itemsize
+    ) noexcept nogil:
+        """Follows the extremes of the columns that did not vary so far in the open pane."""
+        cdef int32_t *following = self._followed + self.columns
+        cdef double *lowest = self._extremes + self._open * 2 * self.columns
+        cdef double *highest = lowest + self.columns
+        cdef Py_ssize_t at, row, left = 0
+        cdef int32_t column
+        cdef double value
+        for at in range(self._following):
+            column = following[at]
+            for row in range(rows):
+                value = _number(kind, data + (row * self.columns + column) * itemsize)
+                _lower(&lowest[column], value)
+                _raise(&highest[column], value)
+                if lowest[column] < highest[column]:
+                    break
+            else:
+                following[left] = column
+                left += 1
+        self._following = left
 
     cdef void _count(
         self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t itemsize
@@ -304,7 +425,9 @@ cdef class CategoryHistogram(Histogram):
             slot += 1
         return 0
 
-    def update(self, raw not None, Py_ssize_t rows):
+    def update(
+        self, raw not None, Py_ssize_t rows, Py_ssize_t room = -1, Py_ssize_t pane_rows = 0
+    ):
         cdef Py_buffer view
         cdef Py_ssize_t elements
         PyObject_GetBuffer(raw, &view, PyBUF_SIMPLE)
@@ -315,10 +438,22 @@ cdef class CategoryHistogram(Histogram):
                     f"BYTES data holds {elements} elements, {rows} rows of {self.columns} columns "
                     f"need {rows * self.columns}"
                 )
+            _check_room(room, pane_rows)
             with nogil, self._mutex:
-                _count_elements(
-                    <const unsigned char *> view.buf, rows, self.columns, self._tables,
-                    self._pane(self._open), self.slots,
-                )
+                self._count_panes(<const unsigned char *> view.buf, rows, room, pane_rows)
         finally:
             PyBuffer_Release(&view)
+
+    cdef void _count_panes(
+        self, const unsigned char *raw, Py_ssize_t rows, Py_ssize_t room, Py_ssize_t pane_rows
+    ) noexcept nogil:
+        cdef Py_ssize_t piece
+        while rows:
+            piece = rows if room < 0 else min(rows, room)
+            raw = _count_elements(
+                raw, piece, self.columns, self._tables, self._pane(self._open), self.slots
+            )
+            rows -= piece
+            if rows:
+                self._advance()
+                room = pane_rows

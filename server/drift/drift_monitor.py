@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,6 @@ from .row_columns import names_of, width_of
 from .yardstick import Yardstick
 
 MAX_FEATURES = 4096  # of one tensor that has no reference: a wider one is no table
-_FIRST_ROWS = 8  # that tell of nearly every column that it varies
 _MAX_BOOTSTRAP_BYTES = 64 * 1024 * 1024
 
 Role = Literal["input", "output"]
@@ -67,11 +66,10 @@ class _Watch(Protocol):
     width: int
 
     def accepts(self, tensor: Tensor) -> bool: ...
-    def pieces(self, tensor: Tensor, cuts: Sequence[int]) -> Sequence[Any]: ...
-    def update(self, piece: Any, rows: int) -> None: ...
+    def count(self, tensor: Tensor, start: int, rows: int, room: int, pane_rows: int) -> None: ...
+    def close_panes(self, panes: int) -> None: ...
     def window(self) -> TensorCounts: ...
-    def recent(self) -> TensorCounts: ...
-    def close_pane(self) -> None: ...
+    def recent(self, panes: int) -> TensorCounts: ...
 
 
 class DriftMonitor:
@@ -102,6 +100,7 @@ class DriftMonitor:
         self._open_rows = 0
         self._closed_rows: deque[int] = deque(maxlen=config.panes - 1)  # of each closed pane
         self._ended = 0  # panes so far, empty ones too
+        self._recent_panes = 1  # that have rows which were not handed out yet, the open one too
         self._clock = clock
         self._handed = -math.inf  # by that clock, when a window was last handed out
         self._owed = 0  # panes with rows that ended since
@@ -223,11 +222,12 @@ class DriftMonitor:
             self._end_pane()
             passed -= 1
         if any(self._closed_rows):
-            for _ in range(min(passed, self.config.panes)):
-                for watch in self._watches:
-                    if watch is not None:
-                        watch.close_pane()
-                self._closed_rows.append(0)
+            empty = min(passed, self.config.panes)
+            for watch in self._watches:
+                if watch is not None:
+                    watch.close_panes(empty)
+            self._closed_rows.extend([0] * empty)
+            self._recent_panes += empty
         self._ended += passed
 
     def _keep(self, batch: ObservedBatch) -> bool:
@@ -253,56 +253,53 @@ class DriftMonitor:
         return self._announced
 
     def _count(self, batch: ObservedBatch) -> None:
-        self._end_full_pane()
-        cuts = self._cuts(batch.rows)
-        parts: list[tuple[_Watch, Sequence[Any]]] = []
+        parts = []
         for watch in self._watches:
             if watch is None:
                 continue
             tensor = (batch.inputs if watch.role == "input" else batch.outputs).get(watch.tensor)
-            if (
-                tensor is not None
-                and width_of(tensor, batch.rows) == watch.width
-                and watch.accepts(tensor)
+            if tensor is not None and not (
+                width_of(tensor, batch.rows) == watch.width and watch.accepts(tensor)
             ):
-                parts.append((watch, watch.pieces(tensor, cuts)))
-        for index, rows in enumerate(cuts):
-            self._end_full_pane()
-            for watch, pieces in parts:
-                watch.update(pieces[index], rows)
-            self._open_rows += rows
-            if self._open_rows == self.pane_rows:
-                self._owed += 1
-                if self._clock() - self._handed >= self.config.judge_every_s:
-                    self._hand_out()
-
-    def _cuts(self, rows: int) -> list[int]:
-        """Row counts of the pieces that a batch falls into at the panes' ends."""
-        room = self.pane_rows - self._open_rows
-        if rows <= room:
-            return [rows]
-        cuts = [room]
-        rows -= room
-        whole, rest = divmod(rows, self.pane_rows)
-        return [*cuts, *[self.pane_rows] * whole, *([rest] if rest else [])]
-
-    def _end_full_pane(self) -> None:
-        """As the next row comes: until then the window is of whole panes, for whoever looks."""
-        if self._open_rows == self.pane_rows:
-            self._end_pane()
+                tensor = None
+            parts.append((watch, tensor))
+        done = 0
+        while done < batch.rows:
+            rows = batch.rows - done
+            room = self.pane_rows - self._open_rows  # 0: the next row ends the open pane
+            to_full = room or self.pane_rows
+            due = rows >= to_full and self._clock() - self._handed >= self.config.judge_every_s
+            if due:
+                rows = to_full  # the window is handed out as it is then
+            ends = max(0, -((room - rows) // self.pane_rows))
+            for watch, tensor in parts:
+                if tensor is None:
+                    watch.close_panes(ends)
+                else:
+                    watch.count(tensor, done, rows, room, self.pane_rows)
+            self._closed_rows.extend([self.pane_rows] * ends)
+            self._ended += ends
+            self._recent_panes += ends
+            self._owed += (self._open_rows % self.pane_rows + rows) // self.pane_rows
+            self._open_rows += rows - ends * self.pane_rows
+            done += rows
+            if due:
+                self._hand_out()
 
     def _end_pane(self) -> None:
         for watch in self._watches:
             if watch is not None:
-                watch.close_pane()
+                watch.close_panes(1)
         self._closed_rows.append(self._open_rows)
         self._open_rows = 0
         self._ended += 1
+        self._recent_panes += 1
 
     def _hand_out(self) -> None:
         self._owed = 0
         self._handed = self._clock()
-        recent = tuple(None if watch is None else watch.recent() for watch in self._watches)
+        panes, self._recent_panes = self._recent_panes, 1
+        recent = tuple(None if watch is None else watch.recent(panes) for watch in self._watches)
         self._on_pane(dataclasses.replace(self._snapshot(), recent=recent))
 
     def _snapshot(self) -> WindowSnapshot:
@@ -315,76 +312,41 @@ class DriftMonitor:
 
 
 class _NumericWatch:
-    """A numeric tensor: its histogram, and whether its columns vary at all."""
+    """A numeric tensor: its histogram, which follows the columns that vary in the reference."""
 
     def __init__(self, reference: TensorReference, panes: int) -> None:
         features = [f for f in reference.features if isinstance(f, NumericFeature)]
         self.role, self.tensor, self.width = reference.role, reference.tensor, len(features)
-        self._histogram = NumericHistogram([f.edges for f in features], panes)
-        # Extremes are followed only until a column is seen to vary, pane by pane: a column that
-        # does costs nothing after a pane's first rows. One that was constant is not followed.
+        self._histogram = NumericHistogram(
+            [f.edges for f in features], panes, follow=[f.minimum < f.maximum for f in features]
+        )
         self._total = self._histogram.total()
-        self._varied = np.array([f.minimum < f.maximum for f in features], np.bool_)
-        self._extremes: deque[tuple[NDArray[np.float64], NDArray[np.float64]]] = deque(maxlen=panes)
-        self._recent_panes = 1
-        self._begin()
 
     def accepts(self, tensor: Tensor) -> bool:
         return tensor.datatype != BYTES
 
-    def pieces(self, tensor: Tensor, cuts: Sequence[int]) -> Sequence[NDArray[Any]]:
-        array = tensor.array().reshape(-1, self.width)
+    def count(self, tensor: Tensor, start: int, rows: int, room: int, pane_rows: int) -> None:
+        array = tensor.array()
+        if array.ndim != 2:
+            array = array.reshape(-1, self.width)
+        if len(array) != rows:
+            array = array[start : start + rows]
         if array.dtype == np.float16:
             array = array.astype(np.float32)
-        if len(cuts) == 1:
-            return (array,)
-        ends = np.cumsum(cuts)
-        return [array[end - rows : end] for end, rows in zip(ends, cuts, strict=True)]
+        self._histogram.update(array, room, pane_rows)
 
-    def update(self, piece: NDArray[Any], rows: int) -> None:
-        self._histogram.update(piece)
-        if len(self._follow):
-            self._extend(piece[:_FIRST_ROWS])  # enough for nearly every column
-            if len(self._follow):
-                self._extend(piece[_FIRST_ROWS:])
+    def close_panes(self, panes: int) -> None:
+        for _ in range(panes):
+            self._histogram.advance()
 
     def window(self) -> TensorCounts:
-        lowest = np.fmin.reduce([low for low, _ in self._extremes])
-        highest = np.fmax.reduce([high for _, high in self._extremes])
-        return TensorCounts(self._histogram.window(), lowest, highest)
+        histogram = self._histogram
+        return TensorCounts(histogram.window(), *histogram.extremes(histogram.panes))
 
-    def recent(self) -> TensorCounts:
-        """Of the rows since it was last asked."""
+    def recent(self, panes: int) -> TensorCounts:
+        """Of the rows since it was last asked, which are in so many panes."""
         before, self._total = self._total, self._histogram.total()
-        panes = list(self._extremes)[-self._recent_panes :]
-        self._recent_panes = 1
-        low, high = np.fmin.reduce([low for low, _ in panes]), np.fmax.reduce([x for _, x in panes])
-        return TensorCounts(self._total - before, low, high)
-
-    def close_pane(self) -> None:
-        self._histogram.advance()
-        self._recent_panes += 1
-        self._begin()
-
-    def _begin(self) -> None:
-        nothing = np.full(self.width, np.nan)
-        self._extremes.append((nothing, nothing.copy()))
-        self._follow = np.flatnonzero(self._varied)
-        self._same: NDArray[Any] | None = None  # what the followed columns always were
-
-    def _extend(self, piece: NDArray[Any]) -> None:
-        if not len(piece):
-            return
-        low, high = self._extremes[-1]
-        follow = self._follow
-        # copy: the columns that did not vary so far
-        columns = piece if len(follow) == self.width else piece[:, follow]
-        if self._same is not None and (columns == self._same).all():
-            return
-        low[follow] = np.fmin(low[follow], np.fmin.reduce(columns))
-        high[follow] = np.fmax(high[follow], np.fmax.reduce(columns))
-        self._follow = follow[~(low[follow] < high[follow])]
-        self._same = low[self._follow].astype(piece.dtype)
+        return TensorCounts(self._total - before, *self._histogram.extremes(panes))
 
 
 class _CategoryWatch:
@@ -401,22 +363,22 @@ class _CategoryWatch:
     def accepts(self, tensor: Tensor) -> bool:
         return tensor.datatype == BYTES
 
-    def pieces(self, tensor: Tensor, cuts: Sequence[int]) -> Sequence[bytes]:
+    def count(self, tensor: Tensor, start: int, rows: int, room: int, pane_rows: int) -> None:
         raw = tensor.wire()
-        return (raw,) if len(cuts) == 1 else bytes_tensor.split(raw, cuts, self.width)
+        if (after := tensor.shape[0] - start - rows) or start:
+            _, raw, _ = bytes_tensor.split(raw, (start, rows, after), self.width)
+        self._histogram.update(raw, rows, room, pane_rows)
 
-    def update(self, piece: bytes, rows: int) -> None:
-        self._histogram.update(piece, rows)
+    def close_panes(self, panes: int) -> None:
+        for _ in range(panes):
+            self._histogram.advance()
 
     def window(self) -> TensorCounts:
         return TensorCounts(self._histogram.window())
 
-    def recent(self) -> TensorCounts:
+    def recent(self, panes: int) -> TensorCounts:
         before, self._total = self._total, self._histogram.total()
         return TensorCounts(self._total - before)
-
-    def close_pane(self) -> None:
-        self._histogram.advance()
 
 
 def pane_ms(config: DriftConfig) -> int:

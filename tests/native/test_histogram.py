@@ -303,6 +303,75 @@ def test_the_window_equals_the_rows_of_its_panes(panes: int, steps: list[int | N
     assert not histogram.total().any()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    pane_rows=st.integers(1, 12),
+    panes=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_an_update_that_ends_panes_equals_one_update_and_advance_per_pane(
+    sizes: list[int], pane_rows: int, panes: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    edges = [np.array([0], np.float32), np.array([-1, 1], np.float32)]
+    split, whole = (NumericHistogram(edges, panes, follow=[True, False]) for _ in range(2))
+    split_texts, whole_texts = (CategoryHistogram([[b"a"]], [[b"b"]], panes) for _ in range(2))
+    room = pane_rows
+    for rows in sizes:
+        batch = rng.integers(-2, 3, (rows, 2)).astype(np.float64)
+        texts = [rng.choice([b"a", b"bb", b""]) for _ in range(rows)]
+        split.update(batch, room, pane_rows)
+        split_texts.update(wire(texts), rows, room, pane_rows)
+        for row in range(rows):
+            if not room:
+                whole.advance()
+                whole_texts.advance()
+                room = pane_rows
+            whole.update(batch[row : row + 1])
+            whole_texts.update(wire(texts[row : row + 1]), 1)
+            room -= 1
+    np.testing.assert_array_equal(split.window(), whole.window())
+    np.testing.assert_array_equal(split.total(), whole.total())
+    np.testing.assert_array_equal(split_texts.window(), whole_texts.window())
+    np.testing.assert_array_equal(split_texts.total(), whole_texts.total())
+    np.testing.assert_array_equal(split.extremes(panes), whole.extremes(panes))
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "u2", "i4", "u8", "f4", "f8"])
+def test_extremes_are_equal_only_where_a_followed_column_is_constant(dtype: str) -> None:
+    histogram = NumericHistogram([np.array([0], np.float32)] * 3, 2, follow=[True, True, False])
+    batch = np.array([[1, 0, 1], [1, 1, 0]], dtype)
+    histogram.update(batch)
+    low, high = histogram.extremes(1)
+    assert (low[0], high[0]) == (1, 1)
+    assert low[1] < high[1]
+    assert np.isnan(low[2]) and np.isnan(high[2])
+
+
+def test_extremes_are_of_the_newest_panes_and_leave_out_missing_values() -> None:
+    histogram = NumericHistogram([np.array([0], np.float32)], 2, follow=[True])
+    for value in (5.0, math.nan, 3.0):
+        histogram.update(np.array([[value]]))
+        histogram.advance()
+    histogram.update(np.array([[math.nan]]))
+    assert np.isnan(histogram.extremes(1)[0][0])
+    assert [float(each[0]) for each in histogram.extremes(2)] == [3.0, 3.0]
+    histogram.update(np.array([[4.0]]))
+    assert [float(each[0]) for each in histogram.extremes(9)] == [3.0, 4.0]
+    histogram.reset()
+    assert np.isnan(histogram.extremes(2)).all()
+    with pytest.raises(ValueError, match="panes must be at least 1, not 0"):
+        histogram.extremes(0)
+
+
+def test_panes_that_end_need_a_size() -> None:
+    histogram = NumericHistogram([np.array([0], np.float32)], 2)
+    with pytest.raises(ValueError, match="pane_rows must be at least 1 where panes end, not 0"):
+        histogram.update(np.zeros((3, 1)), 1)
+    assert not histogram.total().any()
+
+
 def wire(values: Sequence[bytes]) -> bytes:
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
 
