@@ -20,10 +20,20 @@ def quantile_edges(ordered: NDArray[np.float32], bins: int) -> NDArray[np.float3
     if not len(ordered):
         return np.empty(0, np.float32)
     distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-    edges: NDArray[np.float32] = distinct
-    if len(distinct) >= bins - 1:
-        edges = np.unique(ordered[np.arange(1, bins) * len(ordered) // bins])
-    if edges[-1] == ordered[-1] and len(edges) < bins - 1:
+    if len(distinct) < bins - 1:
+        return closed_edges(distinct, ordered[-1], bins)
+    quantiles = ordered[quantile_ranks(len(ordered), bins)]
+    return closed_edges(np.unique(quantiles), ordered[-1], bins)
+
+
+def quantile_ranks(values: int, bins: int) -> NDArray[np.int64]:
+    """Which of so many values in ascending order, from 0 on, are the edges of equal bins."""
+    return np.arange(1, bins, dtype=np.int64) * values // bins
+
+
+def closed_edges(edges: NDArray[np.float32], largest: np.float32, bins: int) -> NDArray[np.float32]:
+    """Those edges, and one above the largest value if that is the last edge and there is room."""
+    if edges[-1] == largest and len(edges) < bins - 1:
         with np.errstate(over="ignore"):  # after the largest float32 comes inf
             edges = np.append(edges, np.nextafter(edges[-1], np.float32(np.inf)))
     return edges

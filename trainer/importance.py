@@ -1,7 +1,8 @@
 """Permutation importances: how much worse the metric gets when one column is shuffled.
 
-On a few thousand held-out rows and once a column: they rank columns for a reader of the report and
-decide nothing.
+On a few thousand held-out rows and once a column: they rank columns for a reader of the report, and
+drifted ones by what they are worth to the model (reference_profile.py). Those around zero, on
+either side of it, are noise.
 """
 
 from collections.abc import Sequence

@@ -8,8 +8,14 @@ Probabilities are counted in fixed bands. A model that is sure of itself crowds 
 1, where quantiles are hair-thin; the version that is published was fitted again on more rows, its
 crowd lies a hair beside the judged one's, and quantile bins would take that for a change of the
 world. The bands are even in log-odds, so that rare events have bands of their own.
+
+Input columns carry their importances, so that a report can tell drift that matters from drift that
+does not.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +36,31 @@ PROBABILITY_BANDS = (1 / (1 + np.exp(-_LOG_ODDS))).astype(np.float32)  # 0.0067 
 
 
 def reference_profile(
-    signature: Signature, window: Dataset, outputs: dict[str, NDArray[Any]]
+    signature: Signature,
+    window: Dataset,
+    outputs: dict[str, NDArray[Any]],
+    importances: Mapping[str, float] | None = None,
 ) -> ReferenceProfile:
-    """The profile of a version with this signature; `outputs` as the ONNX model has them."""
+    """The profile of a version with this signature; `outputs` as the ONNX model has them.
+
+    `importances` of input columns by name; a column that is not there, or NaN, has none.
+    """
     inputs = window.inputs()
-    tensors = [_tensor(spec, "input", inputs[spec.name]) for spec in signature.inputs]
+    tensors = [
+        _weighed(_tensor(spec, "input", inputs[spec.name]), importances or {})
+        for spec in signature.inputs
+    ]
     tensors += [_tensor(spec, "output", outputs[spec.name]) for spec in signature.outputs]
     return ReferenceProfile(rows=len(window), tensors=tuple(tensors))
+
+
+def _weighed(tensor: TensorReference, importances: Mapping[str, float]) -> TensorReference:
+    features: list[Any] = []
+    for feature in tensor.features:
+        known = importances.get(feature.name)
+        unknown = known is None or not math.isfinite(known)
+        features.append(replace(feature, importance=None if unknown else known))
+    return replace(tensor, features=tuple(features))
 
 
 def outputs_of(

@@ -200,8 +200,10 @@ class _Training:
             return self._refused(refused, window)
 
         self._progress.stage("reference", "counting the reference profile")
-        profile = reference_profile(signature, window, outputs_of(signature, prediction, classes))
-        report = self._report(candidate, split, prediction, classes)
+        weights = importances(recipe, candidate, split.newest, classes)
+        outputs = outputs_of(signature, prediction, classes)
+        profile = reference_profile(signature, window, outputs, weights)
+        report = self._report(split, weights, classes)
 
         self._progress.stage("publish", "publishing")
         with self._directory.stage() as staged:
@@ -264,11 +266,7 @@ class _Training:
         return {name: self._metrics[name] for name in METRICS[self._recipe.task]}
 
     def _report(
-        self,
-        candidate: Pipeline,
-        split: _Split,
-        prediction: NDArray[Any],
-        classes: Sequence[Any],
+        self, split: _Split, weights: Mapping[str, float], classes: Sequence[Any]
     ) -> dict[str, Any]:
         recipe = self._recipe
         return {
@@ -277,7 +275,7 @@ class _Training:
             "metrics": dict(self._metrics),
             "constant_metric": _constant_score(recipe, split, classes),
             "holdout_rows": len(split.newest),
-            "importances": importances(recipe, candidate, split.newest, classes),
+            "importances": dict(weights),
         }
 
     def _lineage(self, window: Dataset, split: _Split, champion: Champion | None) -> dict[str, Any]:

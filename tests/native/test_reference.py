@@ -1,8 +1,12 @@
 """Building profiles by the live histograms' rules, and reading nothing but whole files."""
 
+import dataclasses
+import functools
+import itertools
 import json
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from trimtab._native import bytes_tensor
 from trimtab._native.histogram import CategoryHistogram, NumericHistogram
 from trimtab._native.reference import (
     CategoricalFeature,
+    Feature,
     NumericFeature,
     ReferenceFormatError,
     ReferenceProfile,
@@ -168,6 +173,36 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
 
+def formerly(path: Path) -> None:
+    """Makes the file one of format 1, which had no importances and no number of finite values."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    header(format=1)(arrays)
+    newer = [key for key in arrays if key.endswith((".importance", ".finite"))]
+    assert len(newer) == 7
+    np.savez(path, **{key: array for key, array in arrays.items() if key not in newer})
+
+
+def test_a_profile_of_format_1_is_read_without_importances(tmp_path: Path) -> None:
+    path = tmp_path / "reference.npz"
+    features = tuple(
+        dataclasses.replace(feature, importance=0.25) for feature in profile().tensors[0].features
+    )
+    first = dataclasses.replace(profile().tensors[0], features=features)
+    known = dataclasses.replace(profile(), tensors=(first, *profile().tensors[1:]))
+    known.save(path)
+    read = ReferenceProfile.load(path).tensors[0].features
+    assert [feature.importance for feature in read] == [0.25, 0.25, 0.25]
+    assert [f.finite for f in read if isinstance(f, NumericFeature)] == [500, 500, 0]
+
+    formerly(path)
+    loaded = ReferenceProfile.load(path)
+    assert all(f.importance is None for tensor in loaded.tensors for f in tensor.features)
+    old = [f for f in loaded.tensors[0].features if isinstance(f, NumericFeature)]
+    assert [feature.moment_rows() for feature in old] == [500, 500, 0]
+    assert plain((loaded + profile()).tensors[1]) == plain((profile() + profile()).tensors[1])
+
+
 def test_a_saved_profile_is_loaded_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "reference.npz"
     profile().save(path)
@@ -229,14 +264,14 @@ def descending(arrays: dict[str, Any]) -> None:
         (lambda arrays: arrays.pop("0.counts"), "array '0.counts' is missing"),
         (replaced("header", np.frombuffer(b"{", np.uint8)), "its header is not JSON"),
         (replaced("header", np.frombuffer(b"[]", np.uint8)), "its header lacks 'format'"),
-        (header(format=2), "its format is 2, this version reads 1"),
+        (header(format=3), "its format is 3, this version reads 1 and 2"),
         (header(rows=None), "its header lacks 'rows'"),
         (header(rows="many"), "header key 'rows' is str, not int"),
         (header(tensors=[3]), "its header lacks 'features'"),
         (tensor(role="both"), "role of tensor 't' is 'both'"),
         (tensor(kind="text"), "kind of tensor 0 is 'text'"),
-        (tensor(features=["a"]), r"array '0.edge_counts' has shape \(3,\), expected \(1,\)"),
-        (tensor(features=["a", "b", 3]), "a name that is not a string"),
+        (tensor(features=["a"]), r"array '0.importance' has shape \(3,\), expected \(1,\)"),
+        (tensor(features=["a", "b", 3]), "the name of a feature of tensor 0 is not a string"),
         (replaced("0.missing", np.zeros(3)), "array '0.missing' is float64, expected uint64"),
         (replaced("0.moments", np.zeros(3)), "array '0.moments' has shape"),
         (replaced("0.edge_counts", np.array([70, -5, 0])), "has a negative length"),
@@ -316,7 +351,7 @@ def test_a_damaged_file_is_refused_or_loads_as_it_was(tmp_path: Path, data: st.D
         ),
         (
             lambda: CategoricalFeature("c", (b"a",), np.array([], np.uint64), (), 0, 0),
-            "'c' keeps 1 categories and has 0 counts",
+            "'c' has 1 categories and 0 counts",
         ),
         (
             lambda: CategoricalFeature("c", (), np.array([], np.uint64), (b"",), 0, 0),
@@ -332,6 +367,14 @@ def test_a_damaged_file_is_refused_or_loads_as_it_was(tmp_path: Path, data: st.D
             lambda: NumericFeature("n", np.array([1.0]), np.array([1, 1]), 0, 0, 0, 0, 0),
             "edges of 'n' are not a row of float32",
         ),
+        (
+            lambda: NumericFeature("n", np.array([1], np.float32), np.array([1, 1]), 0, 0, 0, 0, 0),
+            "counts of 'n' are int64, not uint64",
+        ),
+        (
+            lambda: dataclasses.replace(numeric_feature("n", [1.0]), importance=math.inf),
+            "importance of 'n' is inf; unknown is None",
+        ),
     ],
 )
 def test_a_profile_that_contradicts_itself_cannot_be_made(
@@ -339,3 +382,163 @@ def test_a_profile_that_contradicts_itself_cannot_be_made(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+EXTREMES = st.one_of(
+    st.floats(width=32), st.integers(0, 3).map(float), st.sampled_from([-0.0, math.inf, math.nan])
+)
+
+
+def added(parts: Sequence[Feature]) -> Feature:
+    return functools.reduce(operator.add, parts)
+
+
+def exact(feature: Feature) -> Any:
+    """All that adds without rounding."""
+    if isinstance(feature, NumericFeature):
+        feature = dataclasses.replace(feature, mean=0.0, std=0.0)
+    return plain(feature)
+
+
+@given(st.lists(st.lists(EXTREMES, max_size=30), min_size=1, max_size=6), st.integers(2, 64))
+@settings(max_examples=100, deadline=None)
+def test_parts_of_a_numeric_column_add_to_the_whole(parts: list[list[float]], bins: int) -> None:
+    whole = numeric_feature("x", list(itertools.chain(*parts)), bins)
+    counted: list[Feature] = [numeric_feature("x", part, bins, whole.edges) for part in parts]
+    total = added(counted)
+    assert exact(total) == exact(whole) == exact(added(counted[::-1]))
+    assert isinstance(total, NumericFeature)
+    if whole.finite:
+        scale = max(abs(whole.minimum), abs(whole.maximum))
+        assert total.mean == pytest.approx(whole.mean, rel=1e-12, abs=1e-12 * scale)
+        assert total.std == pytest.approx(whole.std, rel=1e-6, abs=1e-6 * scale)
+    else:
+        assert math.isnan(total.mean) and math.isnan(total.std)
+
+
+@given(st.lists(st.lists(EXTREMES, max_size=20), min_size=3, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_adding_is_commutative_and_associative(parts: list[list[float]]) -> None:
+    edges = numeric_feature("x", list(itertools.chain(*parts)), 8).edges
+    a, b, c = (numeric_feature("x", part, edges=edges) for part in parts)
+    assert plain(a + b) == plain(b + a)  # moments too
+    assert exact((a + b) + c) == exact(a + (b + c))
+
+
+def test_moments_add_without_losing_a_small_spread_beside_a_large_mean() -> None:
+    values = np.random.default_rng(0).normal(16_000_000, 3, 9_000).astype(np.float32)
+    whole = numeric_feature("x", values)
+    parts = [numeric_feature("x", part, edges=whole.edges) for part in np.split(values, 90)]
+    total = functools.reduce(operator.add, parts)
+    assert total.mean == pytest.approx(whole.mean, rel=1e-14)
+    assert total.std == pytest.approx(whole.std, rel=1e-9)
+
+
+@given(st.lists(st.lists(st.sampled_from(["", "a", "b", "c", "dd"]), max_size=40), min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_parts_of_a_column_of_categories_add_to_the_whole(parts: list[list[str]]) -> None:
+    whole = categorical_feature(
+        "x", list(itertools.chain(*parts)), min_count=5, max_kept=2, max_rare=1
+    )
+    counted: list[Feature] = [categorical_feature("x", part, like=whole) for part in parts]
+    assert plain(added(counted)) == plain(whole) == plain(added(counted[::-1]))
+
+
+def test_what_two_references_expect_unseen_is_weighed_by_their_rows() -> None:
+    one = CategoricalFeature("x", (b"a",), np.array([30], np.uint64), (), 0, 0, 0.4)
+    other = dataclasses.replace(one, counts=np.array([5], np.uint64), missing=5, expected_unseen=0)
+    assert (one + other).expected_unseen == pytest.approx(0.3)
+    assert (other + one).expected_unseen == (one + other).expected_unseen
+
+
+def test_profiles_add_tensor_by_tensor() -> None:
+    total = profile() + profile()
+    assert total.rows == 1000
+    for tensor, once in zip(total.tensors, profile().tensors, strict=True):
+        assert (tensor.tensor, tensor.role) == (once.tensor, once.role)
+        for feature, single in zip(tensor.features, once.features, strict=True):
+            assert feature.counts.tolist() == (2 * single.counts).tolist()
+            assert feature.missing == 2 * single.missing
+    with pytest.raises(TypeError):
+        profile() + 1
+
+
+def test_importances_are_those_of_the_one_model() -> None:
+    unknown = numeric_feature("x", [1.0, 2.0])
+    known = dataclasses.replace(unknown, importance=0.5)
+    assert (unknown + unknown).importance is None
+    assert (unknown + known).importance == (known + unknown).importance == 0.5
+    assert (known + known).importance == 0.5
+    with pytest.raises(
+        ValueError, match=r"'x' cannot be added: its importance is 0\.5 in one and 0"
+    ):
+        known + dataclasses.replace(unknown, importance=0.0)
+
+
+def category(name: str = "x", kept: str = "a", rare: str = "b") -> CategoricalFeature:
+    lists = [tuple(letter.encode() for letter in letters) for letters in (kept, rare)]
+    return CategoricalFeature(name, lists[0], np.ones(len(kept), np.uint64), lists[1], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (numeric_feature("a", [1]), numeric_feature("b", [1]), "features 'a' and 'b' cannot be"),
+        (numeric_feature("x", [1]), category(), "'x' .* is numeric in one and categorical in the"),
+        (category(), numeric_feature("x", [1]), "'x' .* is categorical in one and numeric in the"),
+        (numeric_feature("x", [1]), numeric_feature("x", [1, 2]), "'x' .* 3 bins in one, 4 in the"),
+        (
+            numeric_feature("x", [1, 2]),
+            numeric_feature("x", [1, 3]),
+            r"'x' cannot be added: edge 1 is 2\.0 in one and 3\.0 in the other",
+        ),
+        (category(), category(kept="ac"), "'x' .* has 1 kept categories in one, 2 in the other"),
+        (category(), category(kept="c"), "'x' .* kept category 0 is 'a' in one and 'c' in the"),
+        (category(), category(rare="c"), "'x' .* rare category 0 is 'b' in one and 'c' in the"),
+    ],
+)
+def test_features_over_other_bins_are_not_added(one: Feature, other: Feature, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        one + other
+    # However it is found: the digests differ where adding is refused for the bins or lists.
+    assert one.layout() != other.layout() or one.name != other.name
+
+
+def test_profiles_of_other_tensors_are_not_added() -> None:
+    whole = profile()
+    first, *rest = whole.tensors
+    for tensors, message in (
+        ((first,), "profiles of 4 and 1 tensors cannot be added"),
+        ((dataclasses.replace(first, tensor="t"), *rest), "tensor 'numeric' and input tensor 't'"),
+        ((dataclasses.replace(first, role="output"), *rest), "'numeric' and output tensor 'nu"),
+        (
+            (dataclasses.replace(first, features=first.features[:2]), *rest),
+            "tensor 'numeric' cannot be added: it has 3 features in one and 2 in the other",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            whole + dataclasses.replace(whole, tensors=tensors)
+
+
+def test_a_counter_that_is_full_is_an_error_and_does_not_wrap() -> None:
+    full = 2**64 - 1
+    number = numeric_feature("x", [1.0, 2.0])
+    many = dataclasses.replace(
+        number, counts=np.array([0, full, 0, 0], np.uint64), finite=5, missing=full
+    )
+    with pytest.raises(OverflowError, match=r"bins of 'x', count 1: 1 \+ 18446744073709551615 exc"):
+        number + many
+    with pytest.raises(OverflowError, match="missing of 'x'"):
+        many + dataclasses.replace(number, missing=1, counts=np.array([0, 0, 1, 0], np.uint64))
+    text = category()
+    with pytest.raises(OverflowError, match="other of 'x'"):
+        dataclasses.replace(text, other=full) + dataclasses.replace(text, other=1)
+    whole = profile()
+    with pytest.raises(OverflowError, match="rows: 500"):
+        whole + dataclasses.replace(whole, rows=full)
+
+
+def test_the_size_of_zeros_sign_makes_no_other_bins() -> None:
+    one, other = numeric_feature("x", [0.0, 1.0]), numeric_feature("x", [-0.0, 1.0])
+    assert one.layout() == other.layout()
+    assert (one + other).counts.tolist() == [0, 2, 2, 0]

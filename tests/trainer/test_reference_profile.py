@@ -28,6 +28,22 @@ class NoInputs(Dataset):
         return {}
 
 
+class OneInput(NoInputs):
+    def inputs(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        return {"numeric": np.zeros((5, 3), np.float32)}
+
+
+def test_input_columns_carry_their_importances_and_outputs_none() -> None:
+    signature = Signature(
+        inputs=(TensorSpec("numeric", "FP32", (-1, 3), ("a", "b", "c")),), outputs=SIGNATURE.outputs
+    )
+    outputs = {"probabilities": np.zeros((5, 2), np.float32)}
+    weights = {"a": 0.5, "b": float("nan"), "probabilities[0]": 1.0}
+    numeric, probabilities = reference_profile(signature, OneInput(), outputs, weights).tensors
+    assert [feature.importance for feature in numeric.features] == [0.5, None, None]
+    assert [feature.importance for feature in probabilities.features] == [None, None]
+
+
 def profile_of(probability: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> NumericFeature:
     outputs = {"probabilities": np.stack([1 - probability, probability], axis=1)}
     (tensor,) = reference_profile(SIGNATURE, NoInputs(), outputs).tensors

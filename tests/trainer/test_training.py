@@ -151,6 +151,9 @@ def test_the_report_has_gates_metrics_and_importances(world: World, make_frame: 
     assert report["metrics"] == dict(result.metrics)
     assert report["metrics"]["mae"] < report["constant_metric"] / 3
     assert next(iter(report["importances"])) == "size"
+    profile = ReferenceProfile.load(world.directory.version_path(1) / "reference.npz")
+    kept = {f.name: f.importance for t in profile.tensors for f in t.features if t.role == "input"}
+    assert kept == report["importances"]
     assert report["gates"][2]["figures"]["rows"] >= 10_000
 
 
