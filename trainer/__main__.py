@@ -1,4 +1,4 @@
-"""The trainer's command line: `python -m trimtab.trainer train | roll | backtest`.
+"""The trainer's command line: `python -m trimtab.trainer train | roll | drift-counts | import-rows | backtest`.
 
 The server starts it as a child process; a person may do so too. The thread pools of Polars, OpenMP
 and OpenBLAS are sized when those libraries are imported, so nothing heavy is imported at the top of
@@ -176,6 +176,71 @@ def roll(
         print(f"rolled {done.files} files with {done.rows:,} rows into Parquet")
         if done.torn_bytes:
             print(f"{done.torn_bytes} bytes were no whole frame; the files are kept as damaged-*")
+
+
+@app.command("drift-counts")
+def drift_counts(
+    reference: Annotated[Path, typer.Argument(help="Rows, a reference.npz or its directory.")],
+    current: Annotated[Path, typer.Argument(help="Rows to compare with it.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory for what is found.", exists=True, file_okay=False)
+    ],
+    column: Annotated[
+        list[str] | None, typer.Option(help="Compare this one; all without any.")
+    ] = None,
+    bins: Annotated[int, typer.Option(min=2, max=256, help="Bins of a numeric column.")] = 64,
+    threads: Threads = None,
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Counts two files for `trimtab drift-check`, which starts this and judges the counts."""
+    limit_threads(threads)
+    _follow_parent(exit_with_parent)
+
+    from .drift_counts import CountRequest, count
+
+    def tell(done: float, message: str) -> None:
+        step = {"stage": "count", "fraction": done, "message": message}
+        print(json.dumps({"progress": step}), flush=True)
+
+    try:
+        count(CountRequest(reference, current, tuple(column or ()), bins), tell).save(out)
+    except Exception as error:  # noqa: BLE001  the process's edge
+        reason = "ran out of memory" if isinstance(error, MemoryError) else _sentence(error)
+        print(json.dumps({"result": {"outcome": "failed", "reason": reason}}), flush=True)
+        raise typer.Exit(FAILED) from None
+
+
+@app.command("import-rows")
+def import_rows(
+    request: Annotated[Path, typer.Argument(help="A JSON file that says what to make of which.")],
+    progress: Annotated[
+        ProgressMode, typer.Option(help="json: lines on standard output, for a program.")
+    ] = ProgressMode.RICH,
+    threads: Threads = None,
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Makes golden rows and a reference profile for `trimtab import`, which starts this."""
+    limit_threads(threads)
+    _follow_parent(exit_with_parent)
+
+    from .import_rows import ImportRowsRequest, make_files
+    from .progress import progress_of
+
+    told = progress_of(progress.value)
+    told.stage("read", "reading rows")
+    reason = ""
+    try:
+        make_files(ImportRowsRequest.from_json(request.read_text()))
+    except Exception as error:  # noqa: BLE001  the process's edge
+        reason = "ran out of memory" if isinstance(error, MemoryError) else _sentence(error)
+    finally:
+        told.close()
+    outcome = "failed" if reason else "published"
+    if progress is ProgressMode.JSON:
+        print(json.dumps({"result": {"outcome": outcome, "reason": reason}}), flush=True)
+    if reason:
+        print(f"error: {reason}", file=sys.stderr)
+        raise typer.Exit(FAILED)
 
 
 def _sentence(error: Exception) -> str:

@@ -2,8 +2,9 @@
 
 Each command is thin: it reads options, asks a running server, the directory or a child process,
 and prints. Exit codes: 0 done; 1 failed, with one sentence on standard error; 2 usage; 3 a
-gate refused the candidate. Nothing heavy is imported before a command needs it, and the trainer's
-side (Polars, scikit-learn, matplotlib) never: `train` and `backtest` are processes of their own.
+gate refused the candidate, or drift was found. Nothing heavy is imported before a command needs it,
+and the trainer's side (Polars, scikit-learn, matplotlib) never: `train`, `backtest` and what reads
+files for `drift-check` are processes of their own.
 """
 
 import os
@@ -31,6 +32,7 @@ from .command_options import (
     login_name,
     print_json,
 )
+from .drift_check_command import DriftCheckError, check_drift
 from .serve_command import serve_models
 from .train_command import TrainingFailedError, train
 from .verify_command import verify
@@ -39,6 +41,7 @@ _EXPECTED = (
     AdminError,
     AlreadyServedError,
     ConfigError,
+    DriftCheckError,
     RegistryError,
     TrainingFailedError,
     TrimtabError,
@@ -140,6 +143,7 @@ app.command("models")(admin_commands.list_models)
 app.command("promote")(admin_commands.promote_version)
 app.command("rollback")(admin_commands.roll_back)
 app.command("drift")(admin_commands.show_drift)
+app.command("drift-check")(check_drift)
 app.command("history")(admin_commands.show_history)
 app.command("events")(admin_commands.watch_events)
 
