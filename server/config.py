@@ -134,7 +134,12 @@ class DriftConfig:
         0.5, "seconds between two judgements at least, however fast panes end", low=0, high=3600
     )
     min_rows: int = _setting(2_000, "rows in the window before it is judged at all", low=1)
-    psi: float = _setting(0.2, "PSI of one feature from which it has drifted", low=0)
+    false_alarm_rows: int = _setting(
+        10_000_000, "rows between two false alarms on average, at least", low=1
+    )
+    psi: float = _setting(
+        0.2, "PSI from which a feature has drifted: what its lower bound must reach", low=0
+    )
     ks: float = _setting(
         0.2, "lower KS bound of one feature from which it has drifted", low=0, high=1
     )
@@ -146,6 +151,12 @@ class DriftConfig:
     )
     unseen_rate: float = _setting(
         0.2, "share of unseen categories that is a data-quality alarm", low=0, high=1
+    )
+    deflate: bool = _setting(
+        True, "count rows for fewer where neighbouring panes differ more than chance lets them"
+    )
+    rows_per_request: int = _setting(
+        0, "rows of one request that are counted at most, evenly chosen; 0: all", low=0
     )
     hysteresis_panes: int = _setting(2, "panes in a row that change the state", low=1)
     bootstrap_rows: int = _setting(

@@ -4,6 +4,7 @@ Pure: a message goes in, something that rich can print comes out. Colours only r
 say, so a pipe or a colour-blind reader loses nothing.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -122,7 +123,11 @@ def drift_table(report: admin_pb2.DriftReport, limit: int) -> RenderableType:
     table.add_column("feature", overflow="fold", min_width=12)
     table.add_column("verdict", no_wrap=True)
     table.add_column("PSI", justify="right")
+    table.add_column("at least", justify="right", no_wrap=True)
     table.add_column("KS ≥", justify="right", no_wrap=True)
+    evidence = any(item.HasField("log_evidence") for item in shown)
+    if evidence:
+        table.add_column("evidence", justify="right", no_wrap=True)
     table.add_column("missing", justify="right", no_wrap=True)
     table.add_column("unseen", justify="right", no_wrap=True)
     table.add_column("reference", no_wrap=True)
@@ -138,7 +143,9 @@ def drift_table(report: admin_pb2.DriftReport, limit: int) -> RenderableType:
             escape(name),
             _styled(item.verdict),
             f"{item.psi:.3f}",
+            f"{item.psi_low:.3f}",
             f"{item.ks_low:.2f}" if numeric else "",
+            *([_odds(item)] if evidence else []),
             missing,
             "" if numeric else f"{item.unseen_rate:.0%}",
             sparkline(item.reference_shares, top),
@@ -148,6 +155,13 @@ def drift_table(report: admin_pb2.DriftReport, limit: int) -> RenderableType:
     if len(shown) < len(report.features):
         parts.append(Text(f"{len(report.features) - len(shown)} more; --all shows them", "dim"))
     return Group(*parts)
+
+
+def _odds(item: admin_pb2.FeatureDrift) -> str:
+    """Evidence as odds against chance: 1 is none, 1e+04 one false alarm in 10,000 panes."""
+    if not item.HasField("log_evidence"):
+        return ""
+    return f"{math.exp(item.log_evidence):.0e}" if item.log_evidence < 690 else "> 1e+300"
 
 
 def history_table(entries: Iterable[admin_pb2.Event]) -> Table:

@@ -49,6 +49,7 @@ from ..inference.tensor import BYTES, Tensor
 from .drift_report import WindowSnapshot
 from .feature_faults import TensorCounts
 from .row_columns import names_of, width_of
+from .thinning import thinned
 from .yardstick import Yardstick
 
 MAX_FEATURES = 4096  # of one tensor that has no reference: a wider one is no table
@@ -151,6 +152,8 @@ class DriftMonitor:
     def observe(self, batch: ObservedBatch) -> None:
         """Counts a batch; `on_pane` is called as a pane fills, `judge_every_s` permitting."""
         announce = False
+        if self.config.rows_per_request:
+            batch = thinned(batch, self.config.rows_per_request)
         with self._lock:
             self._observed += batch.rows
             if not batch.rows:

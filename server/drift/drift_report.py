@@ -1,26 +1,29 @@
 """What a window of live rows looks like beside the reference, feature by feature, in words and numbers.
 
-`evaluate` is a pure function of the reference, the window's counts and the thresholds. It is run
-once per closed pane by the control loop and for every report that is asked for.
+`evaluate` is a pure function of the reference, the window's counts, the evidence and the thresholds.
+It is run once per closed pane by the control loop and for every report that is asked for.
 
-Drift is about how values are distributed: PSI over about ten groups of bins, and the lower bound of
-the two-sample Kolmogorov-Smirnov statistic over all bins of a numeric feature. A threshold never
-lies below what chance alone reaches at these numbers of rows (`psi_noise`, `ks_noise`), so a small
-window does not cry wolf. A feature that broke (feature_faults.py) has the verdict data_quality and
-never that of drift, however large its PSI, and is left out of the window's verdict.
+A feature has drifted where three things hold: its rows are many enough to be judged (`min_rows`),
+the difference is large enough to matter, and chance is ruled out. Large enough is the PSI of the
+distributions themselves, of which the window's index gives a lower bound, or the lower bound of the
+two-sample Kolmogorov-Smirnov statistic of a numeric feature. Chance is ruled out by evidence that
+holds however often one looks (drift_evidence.py); where none is given, by the size alone. A feature
+that broke (feature_faults.py) has the verdict data_quality and never that of drift, however large
+its PSI, and is left out of the window's verdict.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab._native import divergence
+from trimtab._native.divergence import Comparison, rate_interval
 from trimtab._native.reference import NumericFeature
 
 from ..config import DriftConfig
+from .drift_evidence import Evidence
 from .feature_faults import Key, TensorCounts, faults_of, rates_of
 from .yardstick import Counts, FeatureYardstick, Yardstick
 
@@ -49,15 +52,27 @@ class FeatureDrift:
     role: str  # input or output
     verdict: str = OK
     reason: str = ""
+    rows: int = 0  # in the window
+    effective_rows: float = 0.0  # that many independent rows would say as much
     psi: float = 0.0
+    psi_critical: float = 0.0  # what chance alone exceeds once in 20 windows
+    psi_low: float = 0.0  # the distributions' own PSI is at least that, wrong once in 20 windows
     ks_low: float = 0.0
     ks_high: float = 0.0
+    ks_p_value: float = 1.0  # of the lower bound
+    log_evidence: float = -math.inf  # against chance, in natural logarithms; -inf: none yet
     missing_rate: float = 0.0
+    missing_interval: tuple[float, float] = (0.0, 1.0)  # of 95 %
     reference_missing_rate: float = 0.0
     unseen_rate: float = 0.0
+    unseen_interval: tuple[float, float] = (0.0, 1.0)
+    jensen_shannon: float = 0.0
+    hellinger: float = 0.0
+    wasserstein: float | None = None  # in standard deviations of the reference; None: it has none
+    importance: float | None = None  # what the model's metric loses without it; None: unknown
     reference_shares: tuple[float, ...] = ()
     window_shares: tuple[float, ...] = ()
-    strength: float = 0.0  # the largest of its figures, each divided by its threshold
+    strength: float = 0.0  # how large it is: the larger of its sizes, each divided by its threshold
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class DriftReport:
     reference_rows: int = 0
     observed_rows: int = 0
     reference: str = "none"  # training, bootstrap or none
+    evidence: Evidence = field(default_factory=Evidence)
     features: tuple[FeatureDrift, ...] = ()  # the strongest drift first
 
 
@@ -80,22 +96,42 @@ def evaluate(
     snapshot: WindowSnapshot,
     config: DriftConfig,
     faults: Mapping[Key, str] | None = None,
+    evidence: Evidence | None = None,
 ) -> tuple[FeatureDrift, ...]:
-    """Every watched feature, the strongest drift first; `faults` are those of the window's panes."""
+    """Every watched feature; `faults` are those of the window's panes.
+
+    The order is that of what matters most: size times importance, where importances are known.
+    """
     tensors = snapshot.tensors
     broken = {
         **(faults or {}),
         **faults_of(reference.profile, tensors, config, config.min_rows),
     }
     found: list[FeatureDrift] = []
-    described = zip(reference.profile.tensors, reference.tensors, tensors, strict=True)
-    for tensor, features, window in described:
-        if window is None:
+    for tensor, window in zip(reference.tensors, tensors, strict=True):
+        if window is None or not tensor.features:
             continue
-        for yardstick, slots in zip(features, window.counts, strict=True):
-            fault = broken.get((tensor.role, yardstick.feature.name), "")
-            found.append(_judge(yardstick, tensor.role, slots, fault, config))
-    return tuple(sorted(found, key=lambda item: -item.strength))
+        role = tensor.reference.role
+        keys: list[Key] = [(role, each.feature.name) for each in tensor.features]
+        shares = [evidence.effective.get(key, 1.0) if evidence else 1.0 for key in keys]
+        compared = tensor.table.compare(window.counts, effective=shares)
+        grouped = tensor.table.grouped(window.counts)
+        for row, (key, yardstick) in enumerate(zip(keys, tensor.features, strict=True)):
+            now = grouped[row, : len(yardstick.labels)]
+            judged = _Judged(yardstick, role, compared[row], now, shares[row])
+            found.append(
+                judged.feature(window.counts[row], broken.get(key, ""), config, key, evidence)
+            )
+    known = [f.importance for f in found if f.role == "input" and f.importance is not None]
+    top = max(known, default=0.0)
+    return tuple(sorted(found, key=lambda each: -_weight(each, top)))
+
+
+def _weight(feature: FeatureDrift, top: float) -> float:
+    """For the ranking: an unknown importance counts as the highest, one below 0 as next to none."""
+    if feature.importance is None or top <= 0:
+        return feature.strength
+    return feature.strength * max(feature.importance / top, 0.01)
 
 
 def worst(features: Sequence[FeatureDrift]) -> str:
@@ -126,16 +162,6 @@ def names(features: Sequence[FeatureDrift], verdict: str) -> str:
     return f"{named} and {more} more" if more > 0 else named
 
 
-def psi_noise(reference_rows: float, window_rows: float, bins: int) -> float:
-    """The PSI that two samples of one distribution hardly ever exceed: mean + 4 sd.
-
-    Under no drift PSI / k follows chi-square with bins - 1 degrees of freedom, k = 1/n + 1/m
-    (Yurdakul and Naranjo, Journal of Risk Model Validation, 2020).
-    """
-    k = 1 / max(reference_rows, 1) + 1 / max(window_rows, 1)
-    return k * (bins - 1) + 4 * k * math.sqrt(2 * max(bins - 1, 1))
-
-
 def ks_noise(reference_rows: float, window_rows: float) -> float:
     """The KS statistic that two samples of one distribution exceed once in 10,000 times at most
     (Massart's constant for the Dvoretzky-Kiefer-Wolfowitz inequality)."""
@@ -143,69 +169,106 @@ def ks_noise(reference_rows: float, window_rows: float) -> float:
     return math.sqrt(math.log(2 / 1e-4) / 2 * k)
 
 
-def _judge(
-    yardstick: FeatureYardstick,
-    role: str,
-    slots: NDArray[np.uint64],
-    fault: str,
-    config: DriftConfig,
-) -> FeatureDrift:
-    """One feature's figures, and what they mean."""
-    feature = yardstick.feature
-    was, now = yardstick.reference, yardstick.group(slots)
-    rows, reference_rows = float(now.sum()), float(was.sum())
-    rates = rates_of(feature, slots)
-    psi = ks_low = ks_high = 0.0
-    psi_limit = ks_limit = math.inf
-    if rows and reference_rows:
-        filled = (was > 0) | (now > 0)
-        psi = divergence.psi(was[filled], now[filled])
-        psi_limit = max(config.psi, psi_noise(reference_rows, rows, int(filled.sum())))
-        ks_limit = max(config.ks, ks_noise(reference_rows, rows))
-    numeric = isinstance(feature, NumericFeature)
-    if numeric and rates.missing < 1 and rows and rates.reference_missing < 1:
-        ks_low, ks_high = divergence.ks_bracket(feature.counts, slots[: len(feature.counts)])
-    strength = max(psi / psi_limit, ks_low / ks_limit)
-    ks = f", KS ≥ {ks_low:.3f}" if numeric else ""
-    if fault:
-        verdict, reason = DATA_QUALITY, fault
-    elif rows < config.min_rows:
-        verdict, reason = OK, f"only {rows:,.0f} rows, {config.min_rows:,} are judged"
-        strength = 0.0
-    elif strength >= 1:
-        over = [f"PSI {psi:.2f} ≥ {psi_limit:.2f}"] if psi >= psi_limit else []
-        over += [f"KS {ks_low:.2f} ≥ {ks_limit:.2f}"] if ks_low >= ks_limit else []
-        verdict, reason = DRIFT, f"{', '.join(over)}: {_moved(yardstick.labels, was, now)}"
-    elif strength > 0 and strength >= config.warning_ratio:
-        moved = _moved(yardstick.labels, was, now)
-        verdict = WARNING
-        reason = f"PSI {psi:.2f}{ks}, {strength:.0%} of the threshold: {moved}"
-    else:
-        verdict, reason = OK, f"PSI {psi:.3f}{ks}"
-    return FeatureDrift(
-        name=feature.name,
-        kind="numeric" if numeric else "categorical",
-        role=role,
-        verdict=verdict,
-        reason=reason,
-        psi=psi,
-        ks_low=ks_low,
-        ks_high=ks_high,
-        missing_rate=rates.missing,
-        reference_missing_rate=rates.reference_missing,
-        unseen_rate=rates.unseen,
-        reference_shares=_shown(was),
-        window_shares=_shown(now),
-        strength=strength,
-    )
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One feature beside its reference, and what that means."""
+
+    yardstick: FeatureYardstick
+    role: str
+    figures: Comparison
+    now: Counts  # of the groups
+    effective: float
+
+    def feature(
+        self,
+        slots: NDArray[np.uint64],
+        fault: str,
+        config: DriftConfig,
+        key: Key,
+        evidence: Evidence | None,
+    ) -> FeatureDrift:
+        feature, figures, was = self.yardstick.feature, self.figures, self.yardstick.reference
+        numeric = isinstance(feature, NumericFeature)
+        rates = rates_of(feature, slots)
+        # Without a value on either side there is nothing in order: KS would be (0, 1).
+        ordered = numeric and rates.missing < 1 and rates.rows > 0 and rates.reference_missing < 1
+        ks_low, ks_high = (figures.ks_low, figures.ks_high) if ordered else (0.0, 0.0)
+        ks_limit = max(config.ks, ks_noise(figures.reference_rows, figures.rows * self.effective))
+        strength = max(_share(figures.psi_lower_bound, config.psi), _share(ks_low, ks_limit))
+        ruled_out = evidence is None or key in evidence.found
+        if fault:
+            verdict, reason = DATA_QUALITY, fault
+        elif figures.rows < config.min_rows:
+            verdict = OK
+            reason = f"only {figures.rows:,.0f} rows, {config.min_rows:,} are judged"
+            strength = 0.0
+        else:
+            verdict, reason = self._verdict(strength, ks_low, ks_limit, config, ruled_out)
+        return FeatureDrift(
+            name=feature.name,
+            kind="numeric" if numeric else "categorical",
+            role=self.role,
+            verdict=verdict,
+            reason=reason,
+            rows=int(figures.rows),
+            effective_rows=figures.rows * self.effective,
+            psi=figures.psi,
+            psi_critical=figures.psi_critical if math.isfinite(figures.psi_critical) else 0.0,
+            psi_low=figures.psi_lower_bound,
+            ks_low=ks_low,
+            ks_high=ks_high,
+            ks_p_value=figures.ks_p_value if ordered else 1.0,
+            log_evidence=evidence.log_e.get(key, -math.inf) if evidence else -math.inf,
+            missing_rate=rates.missing,
+            missing_interval=rate_interval(rates.missing * rates.rows, rates.rows),
+            reference_missing_rate=rates.reference_missing,
+            unseen_rate=rates.unseen,
+            unseen_interval=rate_interval(rates.unseen * rates.rows, rates.rows),
+            jensen_shannon=figures.jensen_shannon,
+            hellinger=figures.hellinger,
+            wasserstein=figures.wasserstein if math.isfinite(figures.wasserstein) else None,
+            importance=feature.importance,
+            reference_shares=_shown(was),
+            window_shares=_shown(self.now),
+            strength=strength,
+        )
+
+    def _verdict(
+        self, strength: float, ks_low: float, ks_limit: float, config: DriftConfig, ruled_out: bool
+    ) -> tuple[str, str]:
+        psi, psi_low = self.figures.psi, self.figures.psi_lower_bound
+        numeric = isinstance(self.yardstick.feature, NumericFeature)
+        ks = f", KS ≥ {ks_low:.3f}" if numeric else ""
+        if strength >= 1:
+            over = []
+            if _share(psi_low, config.psi) >= 1:
+                over.append(f"PSI {psi:.2f} (at least {psi_low:.2f}) ≥ {config.psi:.2f}")
+            if _share(ks_low, ks_limit) >= 1:
+                over.append(f"KS {ks_low:.2f} ≥ {ks_limit:.2f}")
+            size = f"{', '.join(over)}: {self._moved()}"
+            if ruled_out:
+                return DRIFT, size
+            return WARNING, f"{size}; it may be chance yet"
+        if strength > 0 and strength >= config.warning_ratio:
+            reason = f"PSI {psi:.2f}{ks}, {strength:.0%} of the threshold: {self._moved()}"
+            return WARNING, reason
+        return OK, f"PSI {psi:.3f}{ks}"
+
+    def _moved(self) -> str:
+        """The groups whose shares changed most."""
+        was = self.yardstick.reference
+        before, after = was / was.sum(), self.now / self.now.sum()
+        most = np.argsort(-np.abs(after - before), kind="stable")[:2]
+        labels = self.yardstick.labels
+        named = [f"{labels[i]} ({before[i]:.1%} → {after[i]:.1%})" for i in most]
+        return f"shares moved most in {' and '.join(named)}"
 
 
-def _moved(labels: Sequence[str], was: Counts, now: Counts) -> str:
-    """The groups whose shares changed most."""
-    before, after = was / was.sum(), now / now.sum()
-    most = np.argsort(-np.abs(after - before), kind="stable")[:2]
-    named = [f"{labels[i]} ({before[i]:.1%} → {after[i]:.1%})" for i in most]
-    return f"shares moved most in {' and '.join(named)}"
+def _share(value: float, threshold: float) -> float:
+    """How much of a threshold is reached; every difference reaches one of 0."""
+    if threshold > 0:
+        return value / threshold
+    return math.inf if value > 0 else 0.0
 
 
 def _shown(counts: Counts) -> tuple[float, ...]:

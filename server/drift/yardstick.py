@@ -7,15 +7,17 @@ a reason names those that moved most. Immutable, so any thread may use one.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab._native.divergence import GroupedReference
 from trimtab._native.reference import (
     CategoricalFeature,
     NumericFeature,
     ReferenceProfile,
+    TensorReference,
     groups,
 )
 
@@ -25,76 +27,102 @@ _NUMERIC_GROUPS = 10
 _MAX_CATEGORIES = 20  # that PSI looks at one by one; the rest counts as one
 
 
-class FeatureYardstick(Protocol):
+@dataclass(frozen=True, eq=False)
+class FeatureYardstick:
     """One feature; its groups are in a fixed order, the last one is that of missing values."""
 
-    @property
-    def feature(self) -> NumericFeature | CategoricalFeature: ...
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def reference(self) -> Counts: ...
-    def group(self, slots: NDArray[np.uint64]) -> Counts:
-        """A histogram's slots as counts of the groups."""
+    feature: NumericFeature | CategoricalFeature
+    labels: Sequence[str]  # of the groups
+    group_of: NDArray[np.intp]  # the group of each slot of its histogram that it uses
+    slots: NDArray[np.intp]  # those slots; the histogram's last one is -1
+    bins: int  # in order, from slot 0 on; 0: categories have no order
+    counts: Counts  # the reference's, of those slots
+    reference: Counts  # the reference's, of the groups
 
 
-class NumericYardstick:
-    """Groups of consecutive bins."""
+class TensorYardstick:
+    """One tensor's features, and the table of all of their counts."""
 
-    def __init__(self, feature: NumericFeature) -> None:
-        self.feature = feature
-        self.bins = len(feature.edges) + 1
-        self._starts = np.asarray(groups(feature.counts, at_most=_NUMERIC_GROUPS), np.intp)
-        ends = [*self._starts[1:], self.bins]
-        edges = feature.edges
-        self.labels = [
-            *(_range(edges, start, end) for start, end in zip(self._starts, ends, strict=True)),
-            "missing",
-        ]
-        self.reference = self._grouped(np.asarray(feature.counts, np.float64), feature.missing)
-
-    def group(self, slots: NDArray[np.uint64]) -> Counts:
-        return self._grouped(slots[: self.bins].astype(np.float64), float(slots[-1]))
-
-    def _grouped(self, counts: Counts, missing: float) -> Counts:
-        return np.append(np.add.reduceat(counts, self._starts), missing)
-
-
-class CategoricalYardstick:
-    """The commonest categories, all others together."""
-
-    def __init__(self, feature: CategoricalFeature) -> None:
-        self.feature = feature
-        self._kept = len(feature.kept)
-        counts = np.asarray(feature.counts, np.float64)
-        self._common = np.argsort(-counts, kind="stable")[:_MAX_CATEGORIES]
-        names = [feature.kept[index].decode("utf-8", "replace") for index in self._common]
-        self.labels = [*names, "other categories", "missing"]
-        self.reference = self._grouped(counts, feature.other, feature.missing)
-
-    def group(self, slots: NDArray[np.uint64]) -> Counts:
-        other, unseen, missing = slots[self._kept : self._kept + 3].astype(np.float64)
-        return self._grouped(slots[: self._kept].astype(np.float64), other + unseen, missing)
-
-    def _grouped(self, counts: Counts, other: float, missing: float) -> Counts:
-        common = counts[self._common]
-        return np.append(common, (counts.sum() - common.sum() + other, missing))
+    def __init__(self, tensor: TensorReference) -> None:
+        self.reference = tensor
+        self.features = tuple(
+            _numeric(feature) if isinstance(feature, NumericFeature) else _categorical(feature)
+            for feature in tensor.features
+        )
+        used = [len(each.slots) for each in self.features]
+        slots = max(used, default=0)
+        counts = np.zeros((len(self.features), slots))
+        group_of = np.full((len(self.features), slots), -1)
+        for row, each in enumerate(self.features):
+            counts[row, each.slots] = each.counts
+            group_of[row, each.slots] = each.group_of
+        numeric = [f for f in tensor.features if isinstance(f, NumericFeature)]
+        self.table = GroupedReference(
+            counts,
+            group_of,
+            [each.bins for each in self.features],
+            edges=[feature.edges for feature in numeric] or None,
+            lower=[feature.minimum for feature in numeric] or None,
+            upper=[feature.maximum for feature in numeric] or None,
+            scale=[feature.std for feature in numeric] or None,
+        )
 
 
 class Yardstick:
-    """A reference profile's features, in its order."""
+    """A reference profile's tensors, in its order."""
 
     def __init__(self, profile: ReferenceProfile) -> None:
         self.profile = profile
-        self.tensors: tuple[tuple[FeatureYardstick, ...], ...] = tuple(
-            tuple(
-                NumericYardstick(feature)
-                if isinstance(feature, NumericFeature)
-                else CategoricalYardstick(feature)
-                for feature in tensor.features
-            )
-            for tensor in profile.tensors
-        )
+        self.tensors = tuple(TensorYardstick(tensor) for tensor in profile.tensors)
+
+
+def _numeric(feature: NumericFeature) -> FeatureYardstick:
+    """Groups of consecutive bins."""
+    bins = len(feature.edges) + 1
+    starts = np.asarray(groups(feature.counts, at_most=_NUMERIC_GROUPS), np.intp)
+    ends = [*starts[1:], bins]
+    group_of = np.repeat(np.arange(len(starts)), np.diff([*starts, bins]))
+    ranges = [_range(feature.edges, start, end) for start, end in zip(starts, ends, strict=True)]
+    return _yardstick(
+        feature,
+        labels=[*ranges, "missing"],
+        group_of=np.append(group_of, len(starts)),
+        slots=np.append(np.arange(bins), -1),
+        bins=bins,
+        counts=np.append(feature.counts.astype(np.float64), feature.missing),
+    )
+
+
+def _categorical(feature: CategoricalFeature) -> FeatureYardstick:
+    """The commonest categories, all others together."""
+    kept = len(feature.kept)
+    counts = np.asarray(feature.counts, np.float64)
+    common = np.argsort(-counts, kind="stable")[:_MAX_CATEGORIES]
+    group_of = np.full(kept + 3, len(common))  # other and unseen ones too
+    group_of[common] = np.arange(len(common))
+    group_of[-1] = len(common) + 1
+    names = [feature.kept[index].decode("utf-8", "replace") for index in common]
+    return _yardstick(
+        feature,
+        labels=[*names, "other categories", "missing"],
+        group_of=group_of,
+        slots=np.arange(kept + 3),
+        bins=0,
+        counts=np.concatenate([counts, [feature.other, 0, feature.missing]]),
+    )
+
+
+def _yardstick(
+    feature: NumericFeature | CategoricalFeature,
+    *,
+    labels: Sequence[str],
+    group_of: NDArray[np.intp],
+    slots: NDArray[np.intp],
+    bins: int,
+    counts: Counts,
+) -> FeatureYardstick:
+    reference = np.bincount(group_of, counts, len(labels)).astype(np.float64)
+    return FeatureYardstick(feature, labels, group_of, slots, bins, counts, reference)
 
 
 def _range(edges: NDArray[np.float32], start: int, end: int) -> str:

@@ -9,6 +9,7 @@ A tap keeps what its version needs to be watched (signature and reference profil
 version was loaded), so that a change of champion reads no file.
 """
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from trimtab._native.reference import ReferenceProfile
 from trimtab.registry.manifest import Signature
 
+from ..drift.drift_evidence import DriftEvidence
 from ..drift.drift_monitor import DriftMonitor
 from ..drift.drift_report import FeatureDrift, WindowSnapshot
 from ..drift.drift_state import DriftState
@@ -31,15 +33,24 @@ class ChampionWatch:
     """The version that answers and its monitor; a new one, with an empty window, per change.
 
     `state`, `features` and `window_rows` are the control loop's, of the last window that was
-    judged. `pane_faults` are the faults of single panes, with the pane's number. The loop replaces
+    judged, and so is `evidence`, of all of them. `pane_faults` are the faults of single panes, with the pane's number. The loop replaces
     them, anybody reads.
     """
 
-    __slots__ = ("features", "monitor", "pane_faults", "state", "version", "window_rows")
+    __slots__ = (
+        "evidence",
+        "features",
+        "monitor",
+        "pane_faults",
+        "state",
+        "version",
+        "window_rows",
+    )
 
     def __init__(self, version: int) -> None:
         self.version = version
         self.monitor: DriftMonitor | None = None  # None: drift is not watched
+        self.evidence: DriftEvidence | None = None  # from the first judged pane on
         self.state = DriftState()
         self.features: tuple[FeatureDrift, ...] = ()
         self.window_rows = 0
@@ -157,9 +168,15 @@ def evidence_of(features: tuple[FeatureDrift, ...], at_most: int = 5) -> list[di
             "role": feature.role,
             "verdict": feature.verdict,
             "psi": round(feature.psi, 4),
+            "psi_low": round(feature.psi_low, 4),
             "ks": [round(feature.ks_low, 4), round(feature.ks_high, 4)],
+            "log_evidence": _rounded(feature.log_evidence),
             "missing_rate": round(feature.missing_rate, 4),
             "unseen_rate": round(feature.unseen_rate, 4),
         }
         for feature in features[:at_most]
     ]
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 2) if math.isfinite(value) else None

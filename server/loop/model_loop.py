@@ -14,6 +14,7 @@ from trimtab._native.reference import ReferenceProfile
 from trimtab.registry.manifest import Signature
 
 from ..config import DriftConfig
+from ..drift.drift_evidence import DriftEvidence, Evidence
 from ..drift.drift_monitor import DriftMonitor
 from ..drift.drift_report import (
     DATA_QUALITY,
@@ -130,7 +131,10 @@ class ModelLoop:
             )
         self._advance(self.context.clock.reading())
         snapshot = monitor.snapshot()
-        features = evaluate(yardstick, snapshot, config, watch.faults_in(snapshot, config.panes))
+        evidence = watch.evidence.latest if watch.evidence is not None else Evidence()
+        features = evaluate(
+            yardstick, snapshot, config, watch.faults_in(snapshot, config.panes), evidence
+        )
         return DriftReport(
             model=self.name,
             version=watch.version,
@@ -140,6 +144,7 @@ class ModelLoop:
             reference_rows=yardstick.profile.rows,
             observed_rows=snapshot.observed_rows,
             reference=monitor.reference_kind,
+            evidence=evidence,
             features=features,
         )
 
@@ -172,13 +177,31 @@ class ModelLoop:
         if yardstick is None:
             return
         self._look_for_faults(watch, yardstick.profile, snapshot, config)
+        if watch.evidence is None:
+            watch.evidence = DriftEvidence(
+                yardstick.profile,
+                min(watch.monitor.pane_rows, config.min_rows),  # time may end panes before that
+                config.false_alarm_rows,
+                deflate=config.deflate,
+            )
+        if snapshot.recent is not None:
+            watch.evidence.add(snapshot.recent)
         if snapshot.rows < config.min_rows:
             return
-        features = evaluate(yardstick, snapshot, config, watch.faults_in(snapshot, config.panes))
+        features = evaluate(
+            yardstick,
+            snapshot,
+            config,
+            watch.faults_in(snapshot, config.panes),
+            watch.evidence.latest,
+        )
         broken = [feature.name for feature in features if feature.verdict == DATA_QUALITY]
         before = watch.state
         after = before.after_pane(worst(features), broken, config.hysteresis_panes)
         watch.state, watch.features, watch.window_rows = after, features, snapshot.rows
+        is_over = after.name == OK != before.name and bool(watch.evidence.latest.found)
+        if is_over or before.broken - after.broken:
+            watch.evidence.reset()  # it is told of what is past
         publish = self.context.publish
         evidence = {
             "window_rows": snapshot.rows,

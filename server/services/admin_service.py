@@ -8,6 +8,7 @@ compare-and-swap; the caller's actor and reason go into the history with it.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -339,6 +340,8 @@ def drift_message(report: DriftReport) -> pb.DriftReport:
         reference_rows=report.reference_rows,
         observed_rows=report.observed_rows,
         reference=report.reference,
+        log_evidence=_known(report.evidence.overall),
+        log_evidence_threshold=report.evidence.threshold,
         features=map(_feature_message, report.features),
     )
 
@@ -358,7 +361,26 @@ def _feature_message(feature: FeatureDrift) -> pb.FeatureDrift:
         unseen_rate=feature.unseen_rate,
         reference_shares=feature.reference_shares,
         window_shares=feature.window_shares,
+        rows=feature.rows,
+        effective_rows=feature.effective_rows,
+        psi_critical=feature.psi_critical,
+        psi_low=feature.psi_low,
+        ks_p_value=feature.ks_p_value,
+        log_evidence=_known(feature.log_evidence),
+        missing_rate_low=feature.missing_interval[0],
+        missing_rate_high=feature.missing_interval[1],
+        unseen_rate_low=feature.unseen_interval[0],
+        unseen_rate_high=feature.unseen_interval[1],
+        jensen_shannon=feature.jensen_shannon,
+        hellinger=feature.hellinger,
+        wasserstein=feature.wasserstein,
+        importance=feature.importance,
+        strength=feature.strength,
     )
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _decode(kind: type[_Request], request: bytes) -> _Request:

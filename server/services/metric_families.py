@@ -11,6 +11,7 @@ Labels are bounded: models and loaded versions, features up to `MAX_FEATURES` of
 enumerations. Only what is there is in the output, so that the series of an unloaded version end.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -296,7 +297,12 @@ def _of_drift(loops: Sequence[LoopStats]) -> list[Metric]:
     )
     strength = GaugeMetricFamily(
         "trimtab_drift_feature_strength",
-        "The largest of the same features' figures, divided by its threshold; 1: it has drifted",
+        "How large the same features' drift is, divided by the threshold of it",
+        labels=(*_MODEL, "feature", "role"),
+    )
+    evidence = GaugeMetricFamily(
+        "trimtab_drift_feature_log_evidence",
+        "Natural logarithm of the evidence that it is not chance, where there is any",
         labels=(*_MODEL, "feature", "role"),
     )
     for loop in loops:
@@ -310,7 +316,9 @@ def _of_drift(loops: Sequence[LoopStats]) -> list[Metric]:
         for key, feature in strongest(drift.features).items():
             psi.add_metric((*labels, *key), feature.psi)
             strength.add_metric((*labels, *key), feature.strength)
-    return [state, rows, broken, psi, strength]
+            if math.isfinite(feature.log_evidence):
+                evidence.add_metric((*labels, *key), feature.log_evidence)
+    return [state, rows, broken, psi, strength, evidence]
 
 
 def _of_traffic(loops: Sequence[LoopStats]) -> list[Metric]:

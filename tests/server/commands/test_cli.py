@@ -339,7 +339,7 @@ def test_drift_shows_both_histograms_on_one_scale(tmp_path: Path) -> None:
         document = run("drift", tmp_path, "airtime", "--json")
     assert "airtime version 2: drift — PSI of temp is 0.31" in result.output
     row = next(line for line in result.output.splitlines() if line.startswith("temp"))
-    assert " ".join(row.split()) == "temp drift 0.314 0.21 10% → 50% ▅▅▁ ▁▁█"
+    assert " ".join(row.split()) == "temp drift 0.314 0.000 0.21 10% → 50% ▅▅▁ ▁▁█"
     assert "[carrier] (output)" in result.output
     assert "1 more; --all shows them" in short.output
     assert json.loads(document.output)["features"][0]["window_shares"] == [0.0, 0.0, 1.0]
