@@ -1,12 +1,14 @@
 """What watching costs beside serving: `python benchmarks/watching.py`.
 
 Times, in microseconds and as medians, what happens to a batch after its replies left: the traffic
-log's append, the drift monitor's count, the pane that closes now and then, and, on other threads,
-judging a window and writing a frame. 30 features, a reference of 50,000 rows. What each part did is
-checked: rows written, panes closed.
+log's append (of a batch that it drops, too), the drift monitor's count, the pane that closes now and
+then, and, on other threads, judging a window and making a frame of 4,096 rows: `columns_us` of what
+was gathered, `encode_us` of those, `frame_us` both. 30 features, a reference of 50,000 rows. What
+each part did is checked: rows written, dropped and encoded, panes closed.
 """
 
 import argparse
+import io
 import json
 import statistics
 import tempfile
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nanoarrow  # type: ignore[import-untyped]  # ships no types
 import numpy as np
 from environment import describe
 
@@ -28,7 +31,7 @@ from trimtab.server.inference.observation import ObservedBatch, ObservedCall, Ob
 from trimtab.server.inference.tensor import Tensor
 from trimtab.server.logs import arrow_frame
 from trimtab.server.logs.traffic_log import TrafficLog
-from trimtab.server.logs.traffic_rows import TrafficLayout, columns_of
+from trimtab.server.logs.traffic_rows import Rows, TrafficLayout
 
 FEATURES = 30
 FRAME_ROWS = 4096
@@ -81,19 +84,51 @@ def each(run: Callable[[ObservedBatch], object], batches: list[ObservedBatch], t
     return statistics.median(took) * 1e6
 
 
-def measure(rows: int, calls: int, times: int) -> dict[str, float]:
-    random = np.random.default_rng(0)
-    reference = make_reference(random)
-    batches = [make_batch(random, rows, calls) for _ in range(50)]
+def measure_append(batches: list[ObservedBatch], times: int) -> dict[str, float]:
     layout = TrafficLayout(SIGNATURE)
     figures = {}
+    rows = batches[0].rows
     with tempfile.TemporaryDirectory() as folder:
-        log = TrafficLog(Path(folder), TrafficConfig())
+        log = TrafficLog(Path(folder), TrafficConfig(max_rows_per_s=0))
         log.start()
         figures["append_us"] = each(lambda batch: log.append(batch, layout), batches, times)
         assert log.flush()
         assert log.stats.rows_written + log.stats.rows_dropped == rows * times
         log.close()
+        log = TrafficLog(Path(folder), TrafficConfig(max_rows_per_s=1))
+        log.append(make_batch(np.random.default_rng(0), 4096, 1), layout)  # an hour's rows
+        took = []
+        for _ in range(30):
+            began = time.perf_counter()
+            for batch in batches:
+                log.append(batch, layout)
+            took.append((time.perf_counter() - began) / len(batches))
+        figures["dropped_us"] = statistics.median(took) * 1e6
+        assert log.stats.rows_dropped == rows * 30 * len(batches)
+    return figures
+
+
+def measure_frame(batches: list[ObservedBatch]) -> dict[str, float]:
+    shape = TrafficLayout(SIGNATURE).shape_of(batches[0])
+    gathered = Rows(shape, began=0.0)
+    for batch in batches:
+        gathered.gather(batch, shape.size_of(batch))
+    columns = gathered.columns()
+    payload = io.BytesIO(arrow_frame.encode(columns, FRAME_ROWS))
+    assert len(nanoarrow.ArrayStream.from_readable(payload).read_all()) == FRAME_ROWS
+    steps: dict[str, Callable[[ObservedBatch], object]] = {
+        "columns_us": lambda _: gathered.columns(),
+        "encode_us": lambda _: arrow_frame.encode(columns, FRAME_ROWS),
+        "frame_us": lambda _: arrow_frame.encode(gathered.columns(), FRAME_ROWS),
+    }
+    return {name: each(step, batches, 50) for name, step in steps.items()}
+
+
+def measure(rows: int, calls: int, times: int) -> dict[str, float]:
+    random = np.random.default_rng(0)
+    reference = make_reference(random)
+    batches = [make_batch(random, rows, calls) for _ in range(50)]
+    figures = measure_append(batches, times)
     closed: list[WindowSnapshot] = []
     monitor = DriftMonitor(SIGNATURE, reference, DriftConfig(judge_every_s=0), closed.append)
     figures["count_us"] = each(monitor.observe, batches, times)
@@ -109,12 +144,7 @@ def measure(rows: int, calls: int, times: int) -> dict[str, float]:
     figures["judge_window_us"] = each(
         lambda _: evaluate(yardstick, closed[-1], DriftConfig()), [last], 50
     )
-    together = [make_batch(random, rows, calls) for _ in range(FRAME_ROWS // rows)]
-
-    def write_frame(_: ObservedBatch) -> bytes:
-        return arrow_frame.encode(columns_of(layout.shape_of(together[0]), together), FRAME_ROWS)
-
-    figures["frame_us"] = each(write_frame, [last], 30)
+    figures |= measure_frame([make_batch(random, rows, calls) for _ in range(FRAME_ROWS // rows)])
     return figures
 
 

@@ -1,15 +1,18 @@
 """The log of predictions: what came in, what went out and when, for the trainer to learn from.
 
-`append` takes a batch on the executor's thread in a microsecond and never waits: it puts the batch
-into a queue that is bounded in rows and bytes and counts what does not fit, exactly. So does it
-with what exceeds `max_rows_per_s`: a saturated server would fill a disk in hours with rows that no
-training has the time to read.
+`append` copies a batch on the executor's thread, in a few microseconds, and never waits: the rows
+that are not yet written are bounded in rows and bytes, and it counts what does not fit, exactly. So
+does it with what exceeds `max_rows_per_s`: a saturated server would fill a disk in hours with rows
+that no training has the time to read. A batch that is dropped is not even looked at, since a
+saturated server drops most.
 
-A thread of the log gathers batches into frames of `flush_rows` rows or `flush_ms` age, since a
-frame has a price of its own, writes them to `traffic/active.frames` (frame_log.py) and syncs that
-every `fsync_ms`. So a killed process loses what was not yet flushed, a machine that loses its power
-what was not yet synced, and nothing else. The file is finished, and another begun, after
-`segment_rows` rows (fewer of very wide ones), and when a training is about to read it.
+Rows are gathered into frames of `flush_rows` rows or `flush_ms` age, since a frame has a price of
+its own: one open frame per version and shape of its tensors, so that a version that only shadows
+does not cut the frames of the one that answers. A thread of the log writes full and old ones to
+`traffic/active.frames` (frame_log.py) and syncs that every `fsync_ms`. So a killed process loses
+what was not yet flushed, a machine that loses its power what was not yet synced, and nothing else.
+The file is finished, and another begun, after `segment_rows` rows (fewer of very wide ones), and
+when a training is about to read it.
 
 Frames of one file need not have the same columns, since a model may take rows of any width. But no
 file has two types under one name, which its readers could not join.
@@ -32,12 +35,13 @@ from ..config import TrafficConfig
 from ..inference.observation import ObservedBatch
 from . import arrow_frame
 from .frame_log import FrameLog, Recovery
-from .traffic_rows import Shape, TrafficLayout, columns_of
+from .traffic_rows import Rows, Shape, TrafficLayout
 
 _log = logging.getLogger(__name__)
 
 _MAX_QUEUED_BYTES = 512 * 1024 * 1024
 _MAX_FRAME_BYTES = 64 * 1024 * 1024
+_MAX_OPEN = 64  # shapes that rows are gathered of at once
 _MAX_FILE_CELLS = 64 * 1024 * 1024  # rows × columns of all frames, as a reader may lay them out
 _RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # waits between tries of a frame; the last one repeats
 
@@ -56,13 +60,6 @@ class TrafficStats:
     frames: int = 0
     write_errors: int = 0
     failing: str = ""  # why nothing can be written at the moment
-
-
-@dataclass(slots=True)
-class _Entry:
-    batch: ObservedBatch
-    layout: TrafficLayout
-    size: int
 
 
 @dataclass(slots=True)
@@ -92,14 +89,16 @@ class TrafficLog:
         self._clock = clock
         self._thread = threading.Thread(target=self._run, name=f"traffic-{folder.parent.name}")
         self._thread.daemon = True  # a stuck disk must not keep the process
-        # `_changed` guards every field below down to the blank line.
-        self._changed = threading.Condition()
-        self._queue: deque[_Entry | _Barrier] = deque()
-        self._queued_rows = 0
+        # `_lock` guards every field below down to the blank line; `_changed` wakes the log's thread.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._open: dict[Shape, Rows] = {}  # still gathered, the oldest first
+        self._queue: deque[Rows | _Barrier] = deque()  # to be written and answered
+        self._queued_rows = 0  # of both, and of what is being written
         self._queued_bytes = 0
         self._barriers = 0
-        self._oldest = 0.0  # when the queue's first entry came, time.monotonic()
         self._closing = False
+        self._unloggable = 0  # batches
         self._rows_logged = 0
         self._rows_dropped = 0
         self._rows_written = 0
@@ -107,8 +106,10 @@ class TrafficLog:
         self._frame_count = 0
         self._write_errors = 0
         self._failing = ""
-        self._allowance = float(config.max_rows_per_s)  # rows that the rate still allows
-        self._refilled = clock()
+        # The rate is a bucket that holds a second's rows: empty until then, full a second later. A
+        # batch is taken whole once it is not empty.
+        self._spent_until = clock() - 1.0
+        self._s_per_row = 1 / config.max_rows_per_s if config.max_rows_per_s else 0.0
 
         # Of the active file, by column; None: of an earlier process. The log's thread's.
         self._kinds: dict[str, str] | None = None
@@ -119,7 +120,7 @@ class TrafficLog:
 
     @property
     def stats(self) -> TrafficStats:
-        with self._changed:
+        with self._lock:
             return TrafficStats(
                 rows_logged=self._rows_logged,
                 rows_dropped=self._rows_dropped,
@@ -138,41 +139,66 @@ class TrafficLog:
         return recovery
 
     def append(self, batch: ObservedBatch, layout: TrafficLayout) -> None:
-        """Takes a batch, or drops and counts it beyond the rate or the queue's end; never waits."""
-        size = sum(_size(tensor.data) for tensor in batch.inputs.values())
-        size += sum(_size(tensor.data) for tensor in batch.outputs.values())
-        with self._changed:
+        """Copies a batch, or drops and counts it beyond the rate or the queue's end; never waits."""
+        rows = batch.rows
+        problem = None
+        # A saturated server drops nearly every batch: 0.25 µs (`dropped_us` of benchmarks/watching.py),
+        # and 0.4 with a `with` in place of acquire and release.
+        self._lock.acquire()
+        try:
+            now = self._clock()
             if (
-                self._closing
-                or not self._within_rate(batch.rows)
-                or self._queued_rows + batch.rows > self._config.queue_rows
-                or self._queued_bytes + size > _MAX_QUEUED_BYTES
+                now <= self._spent_until
+                or self._queued_rows + rows > self._config.queue_rows
+                or self._closing
             ):
-                self._rows_dropped += batch.rows
+                self._rows_dropped += rows
                 return
-            was = self._queued_rows
-            self._queue.append(_Entry(batch, layout, size))
-            self._queued_rows += batch.rows
-            self._queued_bytes += size
-            self._rows_logged += batch.rows
-            if not was:
-                self._oldest = time.monotonic()
-            # The writer is woken twice a frame, not once a batch: to start its timer, and when full.
-            if not was or was < self._config.flush_rows <= self._queued_rows:
-                self._changed.notify()
+            self._spent_until = max(self._spent_until, now - 1.0) + rows * self._s_per_row
+            try:
+                self._gather(batch, layout)
+            except Exception as error:  # noqa: BLE001  an edge: one batch's fault is not the next's
+                problem = None if self._unloggable else error
+                self._rows_dropped += rows
+                self._unloggable += 1
+        finally:
+            self._lock.release()
+        if problem is not None:
+            _log.error("%r is not loggable; more are only counted", batch, exc_info=problem)
 
-    def _within_rate(self, rows: int) -> bool:
-        """A bucket that holds a second's rows; a batch is taken whole once it is not empty."""
-        rate = self._config.max_rows_per_s
-        if not rate:
-            return True
-        now = self._clock()
-        self._allowance = min(rate, self._allowance + (now - self._refilled) * rate)
-        self._refilled = now
-        if self._allowance <= 0:
-            return False
-        self._allowance -= rows
-        return True
+    def _gather(self, batch: ObservedBatch, layout: TrafficLayout) -> None:
+        """Copies a batch into the open frame of its shape, if there is room for its bytes."""
+        shape = layout.shape_of(batch)
+        size = shape.size_of(batch)
+        if self._queued_bytes + size > _MAX_QUEUED_BYTES:
+            self._rows_dropped += batch.rows
+            return
+        gathered = self._open.get(shape)
+        if gathered is None:
+            # The writer is woken twice a frame, not once a batch: to start its timer, and when full.
+            if not self._open:
+                self._changed.notify()
+            elif len(self._open) >= _MAX_OPEN:
+                self._finish(next(iter(self._open)))
+            gathered = self._open[shape] = Rows(shape, time.monotonic())
+        try:
+            gathered.gather(batch, size)
+        except Exception:  # part of the batch is in it
+            del self._open[shape]
+            self._queued_rows -= gathered.rows
+            self._queued_bytes -= gathered.size
+            self._rows_dropped += gathered.rows
+            raise
+        self._queued_rows += batch.rows
+        self._queued_bytes += size
+        self._rows_logged += batch.rows
+        if gathered.rows >= self._config.flush_rows or gathered.size >= _MAX_FRAME_BYTES:
+            self._finish(shape)
+
+    def _finish(self, shape: Shape) -> None:
+        """Nothing more is gathered into the open frame of that shape: it is to be written."""
+        self._queue.append(self._open.pop(shape))
+        self._changed.notify()
 
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Waits until all that was appended is in the file; False if it could not be written."""
@@ -188,7 +214,7 @@ class TrafficLog:
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Writes what is queued, syncs and stops; what cannot be written counts as dropped."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify()
         if self._thread.ident is not None:
@@ -196,9 +222,11 @@ class TrafficLog:
 
     def _barrier(self, rotate: bool, timeout_s: float) -> bool:
         barrier = _Barrier(rotate)
-        with self._changed:
+        with self._lock:
             if self._closing or not self._thread.is_alive():
                 return False
+            for shape in list(self._open):
+                self._finish(shape)
             self._queue.append(barrier)
             self._barriers += 1
             self._changed.notify()
@@ -209,79 +237,67 @@ class TrafficLog:
     def _run(self) -> None:
         try:
             while True:
-                entries, barrier, closing = self._take()
-                self._write_entries(entries)
-                if barrier is not None:
-                    self._answer(barrier)
+                item, closing = self._take()
+                if isinstance(item, Rows):
+                    self._write(item)
+                if isinstance(item, _Barrier):
+                    self._answer(item)
                 elif self._sync_due() <= time.monotonic():
                     self._try(self._sync)
-                if closing and not entries and barrier is None:
+                if closing and item is None:
                     break
         finally:
             self._try(self._frames.close)
             self._fail_barriers()
 
-    def _take(self) -> tuple[list[_Entry], _Barrier | None, bool]:
-        """Waits for a frame's worth of batches, a barrier, a sync that is due, or the end."""
-        with self._changed:
-            while not self._barriers and not self._closing:
+    def _take(self) -> tuple[Rows | _Barrier | None, bool]:
+        """Waits for a frame that is full or old, a barrier, a sync that is due, or the end.
+
+        A barrier stays in the queue while what is before it is written, so that it can be answered
+        if that fails.
+        """
+        with self._lock:
+            while True:
                 now = time.monotonic()
-                if self._queued_rows >= self._config.flush_rows:
+                due = self._finish_old(now)
+                if self._queue or self._closing:
                     break
-                due = self._sync_due()
-                if self._queue:
-                    due = min(due, self._oldest + self._config.flush_ms / 1000)
+                due = min(due, self._sync_due())
                 if due <= now:
                     break
                 self._changed.wait(None if due == float("inf") else due - now)
-            entries: list[_Entry] = []
-            rows = size = 0
-            full = (self._config.flush_rows, _MAX_FRAME_BYTES)
-            while self._queue and rows < full[0] and size < full[1]:
-                entry = self._queue[0]
-                if isinstance(entry, _Barrier):
-                    break
-                self._queue.popleft()
-                entries.append(entry)
-                rows += entry.batch.rows
-                size += entry.size
-            # A barrier stays in the queue while what is before it is written, so that it can be
-            # answered if that fails.
-            barrier = None
-            if not entries and self._queue and isinstance(self._queue[0], _Barrier):
-                barrier = self._queue[0]
-                self._queue.popleft()
-                self._barriers -= 1
-            self._oldest = time.monotonic()
-            return entries, barrier, self._closing
+            item = self._queue.popleft() if self._queue else None
+            self._barriers -= isinstance(item, _Barrier)
+            return item, self._closing
+
+    def _finish_old(self, now: float) -> float:
+        """Finishes the frames that are old enough; returns when the next one will be."""
+        while self._open:
+            shape, oldest = next(iter(self._open.items()))
+            due = oldest.began + self._config.flush_ms / 1000
+            if due > now and not self._closing:
+                return due
+            self._finish(shape)
+        return float("inf")
 
     def _sync_due(self) -> float:
         if not self._frames.dirty:
             return float("inf")
         return self._synced + self._config.fsync_ms / 1000
 
-    def _write_entries(self, entries: list[_Entry]) -> None:
-        start = 0
-        shapes = [_shape_of(entry) for entry in entries]
-        for end in range(1, len(entries) + 1):
-            if end == len(entries) or shapes[end] != shapes[start]:
-                self._write_frame(shapes[start], entries[start:end])
-                start = end
-
-    def _write_frame(self, shape: tuple[int, Shape] | None, entries: list[_Entry]) -> None:
-        rows = sum(entry.batch.rows for entry in entries)
+    def _write(self, gathered: Rows) -> None:
+        rows = gathered.rows
         written = 0
         try:
-            if shape is not None:
-                columns = columns_of(shape[1], [entry.batch for entry in entries])
-                kinds = {column.name: column.kind for column in columns}
-                payload = arrow_frame.encode(columns, rows)
-                written = self._insist(lambda: self._append(payload, rows, kinds))
+            columns = gathered.columns()
+            kinds = {name: each.kind for each in columns for name in each.names}
+            payload = arrow_frame.encode(columns, rows)
+            written = self._insist(lambda: self._append(payload, rows, kinds))
         except Exception:  # noqa: BLE001  an edge
             _log.exception("traffic log %s: %d rows are not loggable", self._frames.folder, rows)
-        with self._changed:
+        with self._lock:
             self._queued_rows -= rows
-            self._queued_bytes -= sum(entry.size for entry in entries)
+            self._queued_bytes -= gathered.size
             if written:
                 self._rows_written += rows
                 self._bytes_written += written
@@ -319,7 +335,7 @@ class TrafficLog:
                     self._try(self._rotate)
                 return size
             self._fail_barriers()
-            with self._changed:
+            with self._lock:
                 if self._closing:
                     return 0
                 wait_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
@@ -347,17 +363,17 @@ class TrafficLog:
         return True
 
     def _fail_barriers(self) -> None:
-        with self._changed:
-            barriers = [entry for entry in self._queue if isinstance(entry, _Barrier)]
+        with self._lock:
+            barriers = [item for item in self._queue if isinstance(item, _Barrier)]
             if barriers:
-                self._queue = deque(e for e in self._queue if isinstance(e, _Entry))
+                self._queue = deque(item for item in self._queue if isinstance(item, Rows))
                 self._barriers = 0
         for barrier in barriers:
             barrier.done.set()
 
     def _failed(self, error: OSError) -> None:
         reason = f"the traffic log in {self._frames.folder} cannot be written: {error}"
-        with self._changed:
+        with self._lock:
             first = not self._failing
             self._failing = reason
             self._write_errors += 1
@@ -366,21 +382,8 @@ class TrafficLog:
             self._on_problem(reason)
 
     def _recovered(self) -> None:
-        with self._changed:
+        with self._lock:
             was, self._failing = self._failing, ""
         if was:
             _log.warning("the traffic log in %s is written again", self._frames.folder)
             self._on_problem("")
-
-
-def _size(data: object) -> int:
-    return len(data) if isinstance(data, bytes) else int(data.nbytes)  # type: ignore[attr-defined]  # else an array
-
-
-def _shape_of(entry: _Entry) -> tuple[int, Shape] | None:
-    """What must be equal for batches to share a frame; None where that cannot be told."""
-    try:
-        return entry.batch.version, entry.layout.shape_of(entry.batch)
-    except Exception:  # noqa: BLE001  an edge
-        _log.exception("traffic log: batch of model %s is not loggable", entry.batch.model)
-        return None

@@ -1,12 +1,17 @@
-"""Observed batches of one version become the columns of a frame of the traffic log.
+"""Rows of one version are gathered and become the columns of a frame of the traffic log.
 
-The columns: `id`, `row`, `event_time`, `received`, `version`, then `in.<column>` of every input
-and `out.<column>` of every output that is rows of columns. All of it works on whole arrays: a
-numeric tensor is joined and transposed once, strings go from the wire to Arrow's offsets and bytes
-in one native pass; Python touches a batch, never a request or a value.
+`gather` copies a batch's bytes and keeps nothing of the batch, whose memory the next run of the
+model uses again: rows that wait as batches would each hold theirs. `columns` makes of what was
+gathered `id`, `row`, `event_time`, `received`, `version`, then `in.<column>` of every input and
+`out.<column>` of every output that is rows of columns. Both work on whole tensors: Python touches
+a batch once, never a request or a value; columns are made by arrow_frame.py, strings in one native
+pass.
+
+`shape_of` and `gather` run on an executor's thread, so nothing there depends on the number of
+columns: their names are made where columns are.
 """
 
-from collections.abc import Mapping, Sequence
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,136 +19,201 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab._native import bytes_tensor
+from trimtab._native import columns as native
 from trimtab.registry.manifest import Signature, TensorSpec
 
 from ..drift.row_columns import declared_width, names_of, width_of
 from ..inference.observation import ObservedBatch
-from ..inference.tensor import BYTES, Tensor
+from ..inference.tensor import BYTES, DTYPES
 from . import arrow_frame
-from .arrow_frame import Column
+from .arrow_frame import Columns
 
 MAX_COLUMNS = 4096  # of one tensor: a wider one is no table, and a column costs whatever its rows
-_KEPT_NAMES = 64  # of tensors, by width: some take rows of any
+_KEPT_SHAPES = 64  # of a version: some models take rows of any width
+_CALL_BYTES = 4 + 3 * 8  # what is gathered of a call beside its id
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     """One tensor's columns in a frame; `present` says whether the batches have it."""
 
-    tensor: str
-    datatype: str
-    names: tuple[str, ...]  # as in the frame, with their prefix
+    spec: TensorSpec
     is_input: bool
+    datatype: str
+    width: int
     present: bool
 
 
-Shape = tuple[_Part, ...]
-"""The columns that a batch has beside the fixed ones; batches of equal shape make one frame."""
+class Shape:
+    """What rows have in common that may share a frame: their version and tensors; one per frame.
+
+    Two batches have the same shape if they have the same object: it is compared and hashed as such.
+    """
+
+    __slots__ = ("_names", "parts", "row_bytes", "texts", "version")
+
+    def __init__(self, version: int, parts: tuple[_Part, ...]) -> None:
+        self.version = version
+        self.parts = parts
+        present = [part for part in parts if part.present]
+        self.texts = tuple(part for part in present if part.datatype == BYTES)
+        self.row_bytes = sum(
+            part.width * DTYPES[part.datatype].itemsize
+            for part in present
+            if part.datatype != BYTES
+        )
+        self._names: list[tuple[str, ...]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Shape of version {self.version}, {len(self.parts)} tensors>"
+
+    @property
+    def names(self) -> list[tuple[str, ...]]:
+        """The columns' names of every part; the log's thread asks for them."""
+        if self._names is None:
+            names: list[tuple[str, ...]] = []
+            used: set[str] = set()
+            for part in self.parts:
+                prefix = "in" if part.is_input else "out"
+                own = names_of(part.spec, part.width)
+                named = tuple(f"{prefix}.{name}" for name in own)
+                if not used.isdisjoint(named):  # two tensors that call their columns alike
+                    named = tuple(f"{prefix}.{part.spec.name}.{name}" for name in own)
+                used.update(named)
+                names.append(named)
+            self._names = names
+        return self._names
+
+    def size_of(self, batch: ObservedBatch) -> int:
+        """The bytes that `Rows.gather` will copy of a batch of this shape."""
+        calls = batch.calls
+        size = batch.rows * self.row_bytes + len(calls.ids) + len(calls.rows) * _CALL_BYTES
+        for part in self.texts:
+            size += len((batch.inputs if part.is_input else batch.outputs)[part.spec.name].data)
+        return size
 
 
 class TrafficLayout:
-    """What the columns of one version are called; built once, when the version is loaded."""
+    """Which columns a version's batches have; built once, when the version is loaded.
+
+    One thread at a time may ask: the log's lock sees to that.
+    """
 
     def __init__(self, signature: Signature) -> None:
         self._specs = [(spec, True) for spec in signature.inputs]
         self._specs += [(spec, False) for spec in signature.outputs]
-        self._names: dict[tuple[str, bool, int], tuple[str, ...]] = {}
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
 
     def shape_of(self, batch: ObservedBatch) -> Shape:
-        """Which columns the batch has. A tensor that is absent keeps its columns, all null."""
+        """The shape of the batch. A tensor that is absent keeps its columns, all null."""
+        rows = batch.rows
+        key: list[Any] = [batch.version]
+        for tensors in (batch.inputs, batch.outputs):
+            key.append(None)
+            for name, tensor in tensors.items():
+                shape = tensor.shape
+                has_rows = shape and shape[0] == rows
+                key += (name, tensor.datatype, shape[1:]) if has_rows else (name,)
+        known = tuple(key)
+        found = self._shapes.get(known)
+        if found is None:
+            if len(self._shapes) >= _KEPT_SHAPES:
+                self._shapes.clear()
+            found = self._shapes[known] = Shape(batch.version, self._parts(batch))
+        return found
+
+    def _parts(self, batch: ObservedBatch) -> tuple[_Part, ...]:
         parts: list[_Part] = []
-        used: set[str] = set()
         for spec, is_input in self._specs:
             tensor = (batch.inputs if is_input else batch.outputs).get(spec.name)
             width = declared_width(spec) if tensor is None else width_of(tensor, batch.rows)
             datatype = spec.datatype if tensor is None else tensor.datatype
             if width is None or width > MAX_COLUMNS or datatype not in arrow_frame.ARROW_TYPE:
                 continue
-            names = self._column_names(spec, is_input, width)
-            if not used.isdisjoint(names):  # two tensors that call their columns alike
-                prefix = "in" if is_input else "out"
-                names = tuple(f"{prefix}.{spec.name}.{name.partition('.')[2]}" for name in names)
-            used.update(names)
-            parts.append(_Part(spec.name, datatype, names, is_input, tensor is not None))
+            parts.append(_Part(spec, is_input, datatype, width, tensor is not None))
         return tuple(parts)
 
-    def _column_names(self, spec: TensorSpec, is_input: bool, width: int) -> tuple[str, ...]:
-        key = (spec.name, is_input, width)
-        if key not in self._names:
-            if len(self._names) >= _KEPT_NAMES:
-                self._names.clear()
-            prefix = "in" if is_input else "out"
-            self._names[key] = tuple(f"{prefix}.{name}" for name in names_of(spec, width))
-        return self._names[key]
 
+class Rows:
+    """Rows of one shape, gathered until there are enough for a frame."""
 
-def columns_of(shape: Shape, batches: Sequence[ObservedBatch]) -> list[Column]:
-    """The frame's columns; every batch has that shape and the same version."""
-    rows = sum(batch.rows for batch in batches)
-    columns = _request_columns(batches, rows)
-    for part in shape:
-        if not part.present:
-            kind = arrow_frame.ARROW_TYPE[part.datatype]
-            columns += (arrow_frame.nulls(name, kind, rows) for name in part.names)
-            continue
-        tensors = [_tensors(batch, part)[part.tensor] for batch in batches]
-        columns += _tensor_columns(part, tensors, rows)
-    return columns
+    __slots__ = ("_calls", "_first_calls", "_tensors", "began", "rows", "shape", "size")
 
-
-def _tensors(batch: ObservedBatch, part: _Part) -> Mapping[str, Tensor]:
-    return batch.inputs if part.is_input else batch.outputs
-
-
-def _request_columns(batches: Sequence[ObservedBatch], rows: int) -> list[Column]:
-    per_call = _joined([batch.calls.rows for batch in batches])
-    if per_call.sum() != rows:
-        raise ValueError(f"{len(per_call)} calls have {per_call.sum()} rows, their batches {rows}")
-    received = _joined([batch.calls.received_ms for batch in batches])
-    event_time = _joined([batch.calls.event_time_ms for batch in batches])
-    event_time = np.where(event_time < 0, received, event_time)
-    starts = np.cumsum(per_call) - per_call
-    row = np.arange(rows, dtype=np.int64) - np.repeat(starts, per_call)
-    return [
-        Column("id", "string", _ids(batches, per_call)),
-        arrow_frame.numbers("row", row.astype(np.uint32)),
-        arrow_frame.numbers("event_time", np.repeat(event_time, per_call)),
-        arrow_frame.numbers("received", np.repeat(received, per_call)),
-        arrow_frame.numbers("version", np.full(rows, batches[0].version, np.int64)),
-    ]
-
-
-def _ids(
-    batches: Sequence[ObservedBatch], per_call: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], bytes]:
-    ends = []
-    before = 0
-    for batch in batches:
-        ends.append(batch.calls.id_ends + np.int32(before))
-        before += len(batch.calls.ids)
-    return bytes_tensor.repeat(
-        b"".join([batch.calls.ids for batch in batches]), np.concatenate(ends), per_call
-    )
-
-
-def _joined(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate(columns)
-
-
-def _tensor_columns(part: _Part, tensors: Sequence[Tensor], rows: int) -> list[Column]:
-    width = len(part.names)
-    if part.datatype == BYTES:
-        raw = b"".join([tensor.wire() for tensor in tensors])  # copy: the batches' strings, joined
-        buffers = bytes_tensor.columns(raw, width)
-        return [
-            Column(name, "string", (offsets, data))
-            for name, (offsets, data) in zip(part.names, buffers, strict=True)
+    def __init__(self, shape: Shape, began: float) -> None:
+        """`began`: when the first of them came, for whoever gathers them."""
+        self.shape = shape
+        self.began = began
+        self.rows = 0
+        self.size = 0  # bytes
+        # ids, id_ends, rows, event_time_ms and received_ms of the calls, one batch after another
+        self._calls = tuple(bytearray() for _ in range(5))
+        self._first_calls = array("q")  # which call is the first one of each batch
+        self._tensors = [
+            (part.is_input, part.spec.name, bytearray()) for part in shape.parts if part.present
         ]
-    arrays: list[NDArray[Any]] = [tensor.array().reshape(-1, width) for tensor in tensors]
-    joined = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]  # copy: the batches, joined
-    by_column = np.ascontiguousarray(joined.T)  # copy: rows to columns
-    assert by_column.shape == (width, rows), f"{part.tensor}: {by_column.shape}"
-    return [
-        arrow_frame.numbers(name, column)
-        for name, column in zip(part.names, by_column, strict=True)
-    ]
+
+    def __repr__(self) -> str:
+        return f"<Rows: {self.rows} of {self.shape!r}, {self.size} bytes>"
+
+    def gather(self, batch: ObservedBatch, size: int) -> None:
+        """Copies the rows of a batch of this shape; `size` is what `Shape.size_of` says."""
+        calls = batch.calls
+        ids, id_ends, rows, event_time, received = self._calls
+        self._first_calls.append(len(rows) // 8)
+        ids.extend(calls.ids)
+        id_ends.extend(calls.id_ends)
+        rows.extend(calls.rows)
+        event_time.extend(calls.event_time_ms)
+        received.extend(calls.received_ms)
+        for is_input, name, gathered in self._tensors:
+            gathered.extend((batch.inputs if is_input else batch.outputs)[name].data)
+        self.rows += batch.rows
+        self.size += size
+
+    def columns(self) -> list[Columns]:
+        """The frame's columns; ValueError: a batch was not what it said it is."""
+        columns = self._request_columns()
+        gathered = iter(self._tensors)
+        for part, names in zip(self.shape.parts, self.shape.names, strict=True):
+            if not part.present:
+                columns.append(
+                    arrow_frame.nulls(names, arrow_frame.ARROW_TYPE[part.datatype], self.rows)
+                )
+                continue
+            _, _, data = next(gathered)
+            if part.datatype == BYTES:
+                columns += self._texts(names, data)
+            else:
+                values = np.frombuffer(data, DTYPES[part.datatype]).reshape(self.rows, part.width)
+                columns.append(arrow_frame.table(names, values))
+        return columns
+
+    def _request_columns(self) -> list[Columns]:
+        rows, event_time, received = (np.frombuffer(data, np.int64) for data in self._calls[2:])
+        row, event_time, by_row = native.per_row(rows, event_time, received, self.rows)
+        offsets, ids = bytes_tensor.repeat(bytes(self._calls[0]), self._id_ends(), rows)
+        return [
+            arrow_frame.texts("id", offsets, ids),
+            arrow_frame.numbers("row", row),
+            arrow_frame.numbers("event_time", event_time),
+            arrow_frame.numbers("received", by_row),
+            arrow_frame.numbers("version", np.full(self.rows, self.shape.version, np.int64)),
+        ]
+
+    def _id_ends(self) -> NDArray[np.int32]:
+        """Where each id ends among all of them; what was gathered begins anew with each batch."""
+        ends = np.frombuffer(self._calls[1], np.int32)
+        first = np.frombuffer(self._first_calls, np.int64)
+        lengths = ends.copy()
+        lengths[1:] -= ends[:-1]
+        lengths[first] = ends[first]
+        return np.cumsum(lengths, dtype=np.int32)
+
+    def _texts(self, names: tuple[str, ...], data: bytearray) -> list[Columns]:
+        buffers = bytes_tensor.columns(data, len(names))
+        if len(buffers[0][0]) != self.rows + 1:
+            raise ValueError(f"{len(buffers[0][0]) - 1} rows of {names[0]}, of others {self.rows}")
+        return [
+            arrow_frame.texts(name, offsets, text)
+            for name, (offsets, text) in zip(names, buffers, strict=True)
+        ]

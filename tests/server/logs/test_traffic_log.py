@@ -5,6 +5,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
@@ -363,3 +364,115 @@ def test_rows_beyond_the_rate_are_dropped_and_counted(tmp_path: Path) -> None:
     assert log.flush()
     assert log.stats.rows_written == 240
     log.close()
+
+
+class Untouchable:
+    """Calls of a batch that nobody may ask for."""
+
+    def observed(self) -> NoReturn:
+        raise AssertionError("looked at")
+
+
+def test_a_batch_that_is_dropped_is_not_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch_like = ObservedBatch("m", 1, Untouchable(), 60, {}, {}, latest_event_time_ms=-1)
+    log = TrafficLog(tmp_path, TrafficConfig(queue_rows=50))
+    log.append(batch_like, LAYOUT)
+    log = TrafficLog(tmp_path, TrafficConfig(max_rows_per_s=100), clock=FakeClock())
+    for _ in range(2):
+        log.append(batch(np.zeros((60, 2))), LAYOUT)
+    log.append(batch_like, LAYOUT)
+    assert (log.stats.rows_queued, log.stats.rows_dropped) == (120, 60)
+    assert not caplog.records
+
+
+def test_a_batch_that_does_not_fit_the_queue_leaves_the_rate_to_others(tmp_path: Path) -> None:
+    config = TrafficConfig(queue_rows=100, max_rows_per_s=100)
+    log = TrafficLog(tmp_path, config, clock=FakeClock())
+    log.append(batch(np.zeros((101, 2))), LAYOUT)
+    log.append(batch(np.zeros((100, 2))), LAYOUT)
+    assert (log.stats.rows_queued, log.stats.rows_dropped) == (100, 101)
+
+
+def test_rows_that_wait_are_bounded_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = batch(np.zeros((30, 2)))
+    size = LAYOUT.shape_of(rows).size_of(rows)
+    monkeypatch.setattr(traffic_log, "_MAX_QUEUED_BYTES", 2 * size)
+    log = TrafficLog(tmp_path, TrafficConfig(flush_rows=30))
+    for _ in range(3):
+        log.append(rows, LAYOUT)
+    assert (log.stats.rows_queued, log.stats.rows_dropped) == (60, 30)
+    log.start()
+    assert log.flush()
+    for _ in range(2):
+        log.append(rows, LAYOUT)
+    log.close()
+    assert (log.stats.rows_written, log.stats.rows_dropped) == (120, 30), "room was made again"
+
+
+def test_rows_of_very_many_bytes_are_a_frame_before_they_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic_log, "_MAX_FRAME_BYTES", 500)
+    log = opened(tmp_path)
+    for _ in range(4):
+        log.append(batch(np.zeros((20, 2))), LAYOUT)  # 360 bytes of values
+    assert log.flush()
+    assert [frame.height for frame in frames_of(tmp_path / "active.frames")] == [40, 40]
+    log.close()
+
+
+def test_versions_that_take_turns_do_not_cut_each_others_frames(tmp_path: Path) -> None:
+    log = opened(tmp_path, TrafficConfig(flush_rows=100))
+    for index in range(20):
+        log.append(batch(np.full((10, 2), index), version=1 + index % 2), LAYOUT)
+    log.append(batch(np.zeros((5, 2)), version=2), LAYOUT)
+    assert log.flush()
+    frames = frames_of(tmp_path / "active.frames")
+    assert [frame.height for frame in frames] == [100, 100, 5]
+    assert [frame["version"].unique().to_list() for frame in frames] == [[1], [2], [2]]
+    log.close()
+
+
+def test_the_oldest_frame_is_written_where_shapes_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic_log, "_MAX_OPEN", 2)
+    log = TrafficLog(tmp_path, TrafficConfig())
+    layout = TrafficLayout(FREE)
+    for width in (1, 2, 1, 3, 2):
+        log.append(wide(width), layout)
+    log.start()
+    assert log.flush()
+    heights = [(frame.width - 5, frame.height) for frame in frames_of(tmp_path / "active.frames")]
+    assert heights == [(1, 2), (2, 2), (3, 1)]
+    log.close()
+
+
+def test_a_frame_that_does_not_fill_is_written_when_it_is_old(tmp_path: Path) -> None:
+    log = opened(tmp_path, TrafficConfig(flush_ms=1))
+    for version in (1, 2):
+        log.append(batch(np.zeros((3, 2)), version=version), LAYOUT)
+    wait_until(lambda: log.stats.rows_written == 6, "both frames")
+    assert log.stats.rows_queued == 0
+    log.close()
+
+
+def test_a_batch_that_cannot_be_copied_is_told_of_once_and_later_ones_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = opened(tmp_path)
+    good = batch(np.zeros((3, 2)))
+    torn = Tensor("FP32", (3, 2), np.zeros((3, 4), np.float32)[:, :2])  # not contiguous
+    bad = ObservedBatch("m", 1, good.calls, 3, {**good.inputs, "numeric": torn}, good.outputs)
+    for observed in (good, bad, bad, good):  # the first one has half of the second behind it
+        log.append(observed, LAYOUT)
+    log.close()
+    stats = log.stats
+    assert (stats.rows_written, stats.rows_dropped, stats.rows_queued) == (3, 9, 0)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    (frame,) = frames_of(tmp_path / "active.frames")
+    assert frame.height == 3
