@@ -19,6 +19,9 @@ cdef extern from "bin_search.h" nogil:
     ) noexcept
     const char *const *kernel_names
     BinSearch bin_search(int kernel) noexcept
+    void load_floats(
+        const char *source, float *values, int rows, int columns, Py_ssize_t width
+    ) noexcept
     void count_slots(
         const int32_t *slots, int rows, int columns, uint64_t *counts, Py_ssize_t width
     ) noexcept
@@ -100,7 +103,7 @@ cdef void _load_kind(
     Py_ssize_t width,
 ) noexcept nogil:
     if kind == FLOAT32:
-        _load(<const float *> source, values, rows, columns, width)
+        load_floats(source, values, <int> rows, <int> columns, width)
     elif kind == FLOAT64:
         _load(<const double *> source, values, rows, columns, width)
     elif kind == BOOL:

@@ -13,12 +13,13 @@
 // `benchmarks/histograms.py --kernel ...`, 64 rows x 30 columns, ns a value with all that an update
 // does, Xeon with AVX-512 of 2023, gcc 12. Before, two levels of counting: 4.8 and 11 ns.
 //             64 bins  256 bins
-//   avx512       1.1       1.6
+//   avx512       0.9       1.4
 //   avx2         1.8       2.9   (4.3 with the last two levels by permutation too)
 //   portable     2.9       4.6
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_X86_KERNELS 1
@@ -245,6 +246,40 @@ static void count_slots(const int32_t *slots, int rows, int columns, uint64_t *c
   }
   for (; column < columns; column++, slots += TILE_ROWS, counts += width) {
     for (int row = 0; row < rows; row++) counts[slots[row]]++;
+  }
+}
+
+// Of `rows` rows of `width` floats the first `columns` as a tile, column by column. Every x86-64 has what
+// turns four rows of four (1.17 ns a value in all by single stores, 0.86 so).
+static void load_floats(const char *source, float *values, int rows, int columns, intptr_t width) {
+  int row = 0;
+#if HAS_X86_KERNELS
+  const int whole = columns & ~3;
+  for (; row + 4 <= rows; row += 4) {
+    const char *const at = source + row * width * sizeof(float);
+    for (int column = 0; column < whole; column += 4) {
+      __m128 rows_of[4];
+      for (int each = 0; each < 4; each++) {
+        rows_of[each] = _mm_loadu_ps((const float *)(at + (each * width + column) * sizeof(float)));
+      }
+      _MM_TRANSPOSE4_PS(rows_of[0], rows_of[1], rows_of[2], rows_of[3]);
+      for (int each = 0; each < 4; each++) {
+        _mm_storeu_ps(values + (column + each) * TILE_ROWS + row, rows_of[each]);
+      }
+    }
+    for (int column = whole; column < columns; column++) {
+      for (int each = 0; each < 4; each++) {
+        memcpy(values + column * TILE_ROWS + row + each, at + (each * width + column) * sizeof(float),
+               sizeof(float));
+      }
+    }
+  }
+#endif
+  for (; row < rows; row++) {
+    const char *const at = source + row * width * sizeof(float);
+    for (int column = 0; column < columns; column++) {
+      memcpy(values + column * TILE_ROWS + row, at + column * sizeof(float), sizeof(float));
+    }
   }
 }
 
