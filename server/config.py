@@ -38,6 +38,18 @@ class ListenConfig:
     )
     admin_host: str = _setting("127.0.0.1", "address of the admin port")
     admin_port: int = _setting(8003, "admin port; 0 takes a free one", low=0, high=65535)
+    admin_tokens: str = _setting(
+        "", "file of the tokens that callers of the admin port need; empty: they need none"
+    )
+    admin_tls_cert: str = _setting(
+        "", "PEM file of the admin port's certificate; empty: no TLS there"
+    )
+    admin_tls_key: str = _setting("", "PEM file of its private key")
+    admin_tls_client_ca: str = _setting(
+        "",
+        "PEM file; clients of the admin port must show a certificate signed by one in it; empty: "
+        "they need none",
+    )
     metrics: bool = _setting(True, "answer scrapes of Prometheus, on the inference address")
     metrics_port: int = _setting(8002, "metrics port; 0 takes a free one", low=0, high=65535)
     frontend: Literal["auto", "native", "portable"] = _setting(
@@ -151,6 +163,12 @@ class DriftConfig:
     )
     unseen_rate: float = _setting(
         0.2, "share of unseen categories that is a data-quality alarm", low=0, high=1
+    )
+    far_rate: float = _setting(
+        0.1,
+        "share of values far outside of the reference's range that is a data-quality alarm; 0: none",
+        low=0,
+        high=1,
     )
     deflate: bool = _setting(
         True, "count rows for fewer where neighbouring panes differ more than chance lets them"

@@ -26,7 +26,7 @@ class QuantileEdges:
         self._targets = np.empty(0, np.uint32)  # per quantile its range …
         self._ranks = np.empty(0, np.int64)  # … and its rank in there
         self._distinct: NDArray[np.float32] | None = np.empty(0, np.float32)  # None: too many
-        self._largest = np.float32(-np.inf)
+        self._smallest, self._largest = np.float32(np.inf), np.float32(-np.inf)
         self.edges = np.empty(0, np.float32)  # strictly ascending; of use after the last pass
 
     def add(self, values: NDArray[np.float32]) -> None:
@@ -35,6 +35,7 @@ class QuantileEdges:
         if not len(finite):
             return
         if self._pass == 0:
+            self._smallest = min(self._smallest, finite.min())
             self._largest = max(self._largest, finite.max())
             if self._distinct is not None:
                 # A small piece tells of most columns that they have more values than bins.
@@ -63,7 +64,7 @@ class QuantileEdges:
             values = int(self._counts.sum())
             if self._distinct is not None:
                 if values:
-                    self.edges = closed_edges(self._distinct, self._largest, self._bins)
+                    self.edges = self._closed(self._distinct)
                 return False
             self._ranks = quantile_ranks(values, self._bins)
             self._targets = np.zeros(len(self._ranks), np.uint32)
@@ -81,5 +82,8 @@ class QuantileEdges:
             return True
         keys = np.unique(self._targets)
         bits = np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys)
-        self.edges = closed_edges(bits.view(np.float32), self._largest, self._bins)
+        self.edges = self._closed(bits.view(np.float32))
         return False
+
+    def _closed(self, edges: NDArray[np.float32]) -> NDArray[np.float32]:
+        return closed_edges(edges, self._smallest, self._largest, self._bins)

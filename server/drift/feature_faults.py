@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab._native.binning import far_out
 from trimtab._native.reference import (
     CategoricalFeature,
     NumericFeature,
@@ -51,15 +52,19 @@ class Rates:
     unseen: float
     reference_missing: float
     expected_unseen: float = 0.0  # as the reference itself makes one expect
+    outside: float = 0.0  # below the reference's lowest value or above its highest
+    far: float = 0.0  # of these, by FAR times its range (binning.py)
 
 
 def rates_of(feature: NumericFeature | CategoricalFeature, slots: NDArray[np.uint64]) -> Rates:
     """From one feature's slots."""
     rows = float(slots.sum())
     known = float(np.sum(feature.counts))
-    unseen = expected_unseen = 0.0
+    unseen = expected_unseen = outside = far = 0.0
     if isinstance(feature, NumericFeature):
         missing = float(slots[-1])
+        if rows:
+            outside, far = _beyond(feature, slots[: len(feature.counts)] / rows)
     else:
         known += feature.other
         kept = len(feature.kept)
@@ -71,7 +76,27 @@ def rates_of(feature: NumericFeature | CategoricalFeature, slots: NDArray[np.uin
         unseen / rows if rows else 0.0,
         feature.missing / (known + feature.missing) if known or feature.missing else 0.0,
         expected_unseen,
+        outside,
+        far,
     )
+
+
+def _beyond(feature: NumericFeature, shares: NDArray[np.float64]) -> tuple[float, float]:
+    """The shares outside and far outside, as far as the bins tell."""
+    edges, counts = feature.edges, feature.counts
+    below = int(np.searchsorted(edges, np.float32(feature.minimum), "right"))  # bins of less
+    above = int(np.searchsorted(edges, np.float32(feature.maximum), "right"))  # the highest's bin
+    outside = far = 0.0
+    if below and edges[below - 1] == np.float32(feature.minimum):
+        outside += float(shares[:below].sum())
+    if not counts[above + 1 :].any() and above < len(edges):
+        outside += float(shares[above + 1 :].sum())
+    low, high = far_out(feature.minimum, feature.maximum)
+    if len(edges) and edges[0] == low < feature.minimum:
+        far += float(shares[0])
+    if len(edges) and edges[-1] == high > feature.maximum:
+        far += float(shares[-1])
+    return outside, far
 
 
 def faults_of(
@@ -113,6 +138,12 @@ def _faults(
     feature, slots = tensor.features[index], counts.counts[index]
     rates = rates_of(feature, slots)
     texts = []
+    if isinstance(feature, NumericFeature) and rates.far >= config.far_rate > 0:
+        texts.append(
+            f"{rates.far:.1%} of the rows are far outside of {feature.minimum:g} to "
+            f"{feature.maximum:g}, all that the reference knows, by nine times that range or more: "
+            "another unit, perhaps"
+        )
     rise = rates.missing - rates.reference_missing
     if rise > 0 and rise >= config.missing_rate:
         texts.append(

@@ -23,14 +23,28 @@ def test_edges_ascend_strictly_and_fit_the_bins(values: list[float], bins: int) 
 
 def test_quantile_bins_of_distinct_values_have_equal_mass() -> None:
     ordered = np.arange(6400, dtype=np.float32)
+    counts = np.diff(np.searchsorted(ordered, quantile_edges(ordered, 8)), prepend=0, append=6400)
+    assert counts.tolist() == [800] * 8
+    ordered = np.arange(6000, dtype=np.float32)
     edges = quantile_edges(ordered, 64)
-    counts = np.diff(np.searchsorted(ordered, edges), prepend=0, append=6400)
-    assert counts.tolist() == [100] * 64
+    counts = np.diff(np.searchsorted(ordered, edges), prepend=0, append=6000)
+    assert counts.tolist() == [0, 0, *[100] * 60, 0, 0]
+
+
+def test_the_outermost_bins_are_beyond_the_extremes_and_far_beyond() -> None:
+    edges = quantile_edges(np.linspace(10, 20, 5000, dtype=np.float32), 64)
+    assert edges[[0, 1]].tolist() == [10 - 90, 10]
+    assert edges[[-2, -1]].tolist() == [np.nextafter(np.float32(20), np.float32(np.inf)), 110]
+    largest = np.finfo(np.float32).max
+    edges = quantile_edges(np.linspace(-1, 1, 5000).astype(np.float32) * largest, 64)
+    assert edges[0] == -largest and edges[-1] == np.inf, "nothing is farther out"
 
 
 def test_each_of_few_distinct_values_has_a_bin_and_so_has_what_lies_outside() -> None:
     edges = quantile_edges(np.array([1, 1, 1, 5, 7], np.float32), 64)
-    assert edges.tolist() == [1, 5, 7, np.nextafter(np.float32(7), np.float32(np.inf))]
+    above = np.nextafter(np.float32(7), np.float32(np.inf))
+    assert edges.tolist() == [1 - 54, 1, 5, 7, above, 7 + 54]
+    assert quantile_edges(np.array([1, 1, 1, 5, 7], np.float32), 5).tolist() == [1, 5, 7, above]
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 3.5, 1e-45, float(np.finfo(np.float32).max)])
@@ -44,9 +58,9 @@ def test_a_heavy_tie_collapses_into_one_bin_with_its_real_mass() -> None:
     ordered = np.concatenate([np.zeros(5000), np.linspace(1, 2, 5000)]).astype(np.float32)
     edges = quantile_edges(ordered, 64)
     counts = np.diff(np.searchsorted(ordered, edges), prepend=0, append=len(ordered))
-    assert counts[:2].tolist()[0] == 0
-    assert counts[1] >= 5000
-    assert counts[2:].max() < 200
+    assert counts[:2].tolist() == [0, 0]
+    assert counts[2] >= 5000
+    assert counts[3:].max() < 200
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=70), st.integers(1, 12))

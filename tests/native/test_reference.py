@@ -78,7 +78,7 @@ def test_infinities_alone_are_counted_without_edges() -> None:
 def test_any_numeric_type_makes_a_feature() -> None:
     for dtype in ("?", "i1", "u8", "i8", "f2", "f8"):
         feature = numeric_feature("x", np.array([0, 1, 1, 0], dtype))
-        assert feature.counts.tolist() == [0, 2, 2, 0]
+        assert feature.counts.tolist() == [0, 0, 2, 2, 0, 0]
 
 
 def test_the_number_of_bins_has_limits() -> None:
@@ -486,11 +486,11 @@ def category(name: str = "x", kept: str = "a", rare: str = "b") -> CategoricalFe
         (numeric_feature("a", [1]), numeric_feature("b", [1]), "features 'a' and 'b' cannot be"),
         (numeric_feature("x", [1]), category(), "'x' .* is numeric in one and categorical in the"),
         (category(), numeric_feature("x", [1]), "'x' .* is categorical in one and numeric in the"),
-        (numeric_feature("x", [1]), numeric_feature("x", [1, 2]), "'x' .* 3 bins in one, 4 in the"),
+        (numeric_feature("x", [1]), numeric_feature("x", [1, 2]), "'x' .* 3 bins in one, 6 in the"),
         (
             numeric_feature("x", [1, 2]),
             numeric_feature("x", [1, 3]),
-            r"'x' cannot be added: edge 1 is 2\.0 in one and 3\.0 in the other",
+            r"'x' cannot be added: edge 0 is -8\.0 in one and -17\.0 in the other",
         ),
         (category(), category(kept="ac"), "'x' .* has 1 kept categories in one, 2 in the other"),
         (category(), category(kept="c"), "'x' .* kept category 0 is 'a' in one and 'c' in the"),
@@ -522,7 +522,7 @@ def test_profiles_of_other_tensors_are_not_added() -> None:
 
 def test_a_counter_that_is_full_is_an_error_and_does_not_wrap() -> None:
     full = 2**64 - 1
-    number = numeric_feature("x", [1.0, 2.0])
+    number = numeric_feature("x", [1.0, 2.0], edges=np.array([1, 2, 3], np.float32))
     many = dataclasses.replace(
         number, counts=np.array([0, full, 0, 0], np.uint64), finite=5, missing=full
     )
@@ -541,4 +541,4 @@ def test_a_counter_that_is_full_is_an_error_and_does_not_wrap() -> None:
 def test_the_size_of_zeros_sign_makes_no_other_bins() -> None:
     one, other = numeric_feature("x", [0.0, 1.0]), numeric_feature("x", [-0.0, 1.0])
     assert one.layout() == other.layout()
-    assert (one + other).counts.tolist() == [0, 2, 2, 0]
+    assert (one + other).counts.tolist() == [0, 0, 2, 2, 0, 0]

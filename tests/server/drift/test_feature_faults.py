@@ -1,10 +1,17 @@
 import numpy as np
+import pytest
 
 from tests.loop_fakes import SIGNATURE, batch, draw, reference
-from trimtab._native.reference import ReferenceProfile, TensorReference, categorical_feature
+from trimtab._native.histogram import NumericHistogram
+from trimtab._native.reference import (
+    ReferenceProfile,
+    TensorReference,
+    categorical_feature,
+    numeric_feature,
+)
 from trimtab.server.config import DriftConfig
 from trimtab.server.drift.drift_monitor import DriftMonitor
-from trimtab.server.drift.feature_faults import Key, TensorCounts, faults_of, recent
+from trimtab.server.drift.feature_faults import Key, TensorCounts, faults_of, rates_of, recent
 
 REFERENCE = reference()
 CONFIG = DriftConfig(window_rows=4000, panes=4)
@@ -31,6 +38,30 @@ def test_each_kind_of_fault_is_told_with_its_figures() -> None:
     assert found["input", "wind"] == "all 900 values are 3, in the reference they vary"
     assert "missing in 33.3%" in found["input", "carrier"]
     assert "33.3% of the rows have categories" in found["input", "carrier"]
+
+
+@pytest.mark.parametrize("factor", [1000.0, -1000.0])
+def test_values_in_another_unit_are_a_fault_and_those_a_little_outside_are_drift(
+    factor: float,
+) -> None:
+    values = np.random.default_rng(0).uniform(100, 200, 5000).astype(np.float32)
+    feature = numeric_feature("distance", values)
+    profile = ReferenceProfile(5000, (TensorReference("x", "input", (feature,)),))
+
+    def counted(live: np.ndarray) -> TensorCounts:
+        histogram = NumericHistogram([feature.edges], 1)
+        histogram.update(live[:, None])
+        return TensorCounts(histogram.window())
+
+    (text,) = faults_of(profile, [counted(values * factor)], CONFIG, 100).values()
+    assert "100.0% of the rows are far outside of 100.0" in text
+    some = np.where(np.arange(5000) < 400, values * factor, values)
+    assert not faults_of(profile, [counted(some)], CONFIG, 100)
+    moved = values + 150
+    assert not faults_of(profile, [counted(moved)], CONFIG, 100)
+    rates = rates_of(feature, counted(moved).counts[0])
+    assert rates.outside == pytest.approx((moved > values.max()).mean()) and rates.far == 0
+    assert rates_of(feature, counted(some).counts[0]).far == pytest.approx(400 / 5000)
 
 
 def test_identifiers_are_unseen_by_nature_and_no_fault() -> None:
