@@ -10,7 +10,7 @@
 // nodes in it by one permutation; of a larger level, the decisions of the first levels tell which
 // register. Gathers would do for any level, but crawl where a CPU is mended against Downfall.
 //
-// `benchmarks/histograms.py --kernel ...`, 64 rows x 30 columns, ns a value with all that an update
+// `benchmarks/drift_update.py --kernel ... --cases bins64_features30_rows64`, ns a value with all that an update
 // does, Xeon with AVX-512 of 2023, gcc 12. Before, two levels of counting: 4.8 and 11 ns.
 //             64 bins  256 bins
 //   avx512       0.9       1.4
