@@ -17,19 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtab._native.divergence import Comparison, rate_interval
 from trimtab._native.reference import NumericFeature
 
 from ..config import DriftConfig
 from .drift_evidence import Evidence
-from .feature_faults import Key, TensorCounts, faults_of, rates_of
-from .yardstick import Counts, FeatureYardstick, Yardstick
+from .feature_faults import Key, TensorCounts, faults_of, rates_of, reference_missing
+from .yardstick import Counts, FeatureYardstick, Yardstick, shown
 
 OK, WARNING, DRIFT, DATA_QUALITY = "ok", "warning", "drift", "data_quality"
-
-_MAX_SHARES = 12  # groups that a report shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,8 @@ class FeatureDrift:
     reference_missing_rate: float = 0.0
     unseen_rate: float = 0.0
     unseen_interval: tuple[float, float] = (0.0, 1.0)
+    outside_rate: float = 0.0  # below the reference's lowest value or above its highest
+    outside_interval: tuple[float, float] = (0.0, 1.0)
     jensen_shannon: float = 0.0
     hellinger: float = 0.0
     wasserstein: float | None = None  # in standard deviations of the reference; None: it has none
@@ -116,12 +115,20 @@ def evaluate(
         shares = [evidence.effective.get(key, 1.0) if evidence else 1.0 for key in keys]
         compared = tensor.table.compare(window.counts, effective=shares)
         grouped = tensor.table.grouped(window.counts)
+        rates = rates_of(tensor.reference, window.counts)
+        missing = reference_missing(tensor.reference)
         for row, (key, yardstick) in enumerate(zip(keys, tensor.features, strict=True)):
-            now = grouped[row, : len(yardstick.labels)]
-            judged = _Judged(yardstick, role, compared[row], now, shares[row])
-            found.append(
-                judged.feature(window.counts[row], broken.get(key, ""), config, key, evidence)
+            judged = _Judged(
+                yardstick,
+                role,
+                compared[row],
+                grouped[row, : len(yardstick.labels)],
+                shares[row],
+                missing=(rates.missing[row], missing[row]),
+                unseen=rates.unseen[row],
+                outside=rates.outside[row],
             )
+            found.append(judged.feature(broken.get(key, ""), config, key, evidence))
     known = [f.importance for f in found if f.role == "input" and f.importance is not None]
     top = max(known, default=0.0)
     return tuple(sorted(found, key=lambda each: -_weight(each, top)))
@@ -178,29 +185,30 @@ class _Judged:
     figures: Comparison
     now: Counts  # of the groups
     effective: float
+    missing: tuple[float, float]  # the live rate and the reference's
+    unseen: float
+    outside: float
 
     def feature(
         self,
-        slots: NDArray[np.uint64],
         fault: str,
         config: DriftConfig,
         key: Key,
         evidence: Evidence | None,
     ) -> FeatureDrift:
-        feature, figures, was = self.yardstick.feature, self.figures, self.yardstick.reference
+        feature, figures, rows = self.yardstick.feature, self.figures, self.figures.rows
+        missing, missing_before = self.missing
         numeric = isinstance(feature, NumericFeature)
-        rates = rates_of(feature, slots)
         # Without a value on either side there is nothing in order: KS would be (0, 1).
-        ordered = numeric and rates.missing < 1 and rates.rows > 0 and rates.reference_missing < 1
+        ordered = numeric and missing < 1 and rows > 0 and missing_before < 1
         ks_low, ks_high = (figures.ks_low, figures.ks_high) if ordered else (0.0, 0.0)
-        ks_limit = max(config.ks, ks_noise(figures.reference_rows, figures.rows * self.effective))
+        ks_limit = max(config.ks, ks_noise(figures.reference_rows, rows * self.effective))
         strength = max(_share(figures.psi_lower_bound, config.psi), _share(ks_low, ks_limit))
         ruled_out = evidence is None or key in evidence.found
         if fault:
             verdict, reason = DATA_QUALITY, fault
-        elif figures.rows < config.min_rows:
-            verdict = OK
-            reason = f"only {figures.rows:,.0f} rows, {config.min_rows:,} are judged"
+        elif rows < config.min_rows:
+            verdict, reason = OK, f"only {rows:,.0f} rows, {config.min_rows:,} are judged"
             strength = 0.0
         else:
             verdict, reason = self._verdict(strength, ks_low, ks_limit, config, ruled_out)
@@ -210,8 +218,8 @@ class _Judged:
             role=self.role,
             verdict=verdict,
             reason=reason,
-            rows=int(figures.rows),
-            effective_rows=figures.rows * self.effective,
+            rows=int(rows),
+            effective_rows=rows * self.effective,
             psi=figures.psi,
             psi_critical=figures.psi_critical if math.isfinite(figures.psi_critical) else 0.0,
             psi_low=figures.psi_lower_bound,
@@ -219,17 +227,19 @@ class _Judged:
             ks_high=ks_high,
             ks_p_value=figures.ks_p_value if ordered else 1.0,
             log_evidence=evidence.log_e.get(key, -math.inf) if evidence else -math.inf,
-            missing_rate=rates.missing,
-            missing_interval=rate_interval(rates.missing * rates.rows, rates.rows),
-            reference_missing_rate=rates.reference_missing,
-            unseen_rate=rates.unseen,
-            unseen_interval=rate_interval(rates.unseen * rates.rows, rates.rows),
+            missing_rate=missing,
+            missing_interval=rate_interval(missing * rows, rows),
+            reference_missing_rate=missing_before,
+            unseen_rate=self.unseen,
+            unseen_interval=rate_interval(self.unseen * rows, rows),
+            outside_rate=self.outside,
+            outside_interval=rate_interval(self.outside * rows, rows),
             jensen_shannon=figures.jensen_shannon,
             hellinger=figures.hellinger,
             wasserstein=figures.wasserstein if math.isfinite(figures.wasserstein) else None,
             importance=feature.importance,
-            reference_shares=_shown(was),
-            window_shares=_shown(self.now),
+            reference_shares=self.yardstick.shown,
+            window_shares=shown(self.now),
             strength=strength,
         )
 
@@ -269,12 +279,3 @@ def _share(value: float, threshold: float) -> float:
     if threshold > 0:
         return value / threshold
     return math.inf if value > 0 else 0.0
-
-
-def _shown(counts: Counts) -> tuple[float, ...]:
-    """Shares for a report; categories beyond the commonest join the last but one group."""
-    if len(counts) > _MAX_SHARES:
-        tail = counts[_MAX_SHARES - 2 : -1].sum()
-        counts = np.append(counts[: _MAX_SHARES - 2], (tail, counts[-1]))
-    total = counts.sum()
-    return tuple((counts / total).tolist()) if total else (0.0,) * len(counts)

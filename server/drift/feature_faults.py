@@ -7,6 +7,7 @@ like drift; for the same reason a feature counts as broken for as long as a brok
 window (`recent`).
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,58 +46,69 @@ class TensorCounts:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What is missing or unseen among a feature's rows, and in the reference."""
+    """Rates of every feature of a tensor, in its order; 0 where there is no row."""
 
-    rows: float
-    missing: float
-    unseen: float
-    reference_missing: float
-    expected_unseen: float = 0.0  # as the reference itself makes one expect
-    outside: float = 0.0  # below the reference's lowest value or above its highest
-    far: float = 0.0  # of these, by FAR times its range (binning.py)
+    rows: list[float]
+    missing: list[float]
+    unseen: list[float]
+    outside: list[float]  # below the reference's lowest value or above its highest
+    far: list[float]  # of these, by FAR times its range (binning.py)
 
 
-def rates_of(feature: NumericFeature | CategoricalFeature, slots: NDArray[np.uint64]) -> Rates:
-    """From one feature's slots."""
-    rows = float(slots.sum())
-    known = float(np.sum(feature.counts))
-    unseen = expected_unseen = outside = far = 0.0
-    if isinstance(feature, NumericFeature):
-        missing = float(slots[-1])
-        if rows:
-            outside, far = _beyond(feature, slots[: len(feature.counts)] / rows)
-    else:
-        known += feature.other
-        kept = len(feature.kept)
-        unseen, missing = float(slots[kept + 1]), float(slots[kept + 2])
-        expected_unseen = feature.expected_unseen
-    return Rates(
-        rows,
-        missing / rows if rows else 0.0,
-        unseen / rows if rows else 0.0,
-        feature.missing / (known + feature.missing) if known or feature.missing else 0.0,
-        expected_unseen,
-        outside,
-        far,
-    )
+class _Slots:
+    """Where a tensor's histogram counts what may be a fault, and how it is in the reference."""
+
+    def __init__(self, tensor: TensorReference) -> None:
+        features = tensor.features
+        numeric = [isinstance(feature, NumericFeature) for feature in features]
+        used = [
+            len(feature.edges) + 2 if isinstance(feature, NumericFeature) else len(feature.kept) + 3
+            for feature in features
+        ]
+        self._missing = np.array(
+            [-1 if is_number else slots - 1 for is_number, slots in zip(numeric, used, strict=True)]
+        )
+        self._unseen = np.zeros((len(features), max(used, default=0)))
+        self._outside, self._far = np.zeros_like(self._unseen), np.zeros_like(self._unseen)
+        for row, feature in enumerate(features):
+            if isinstance(feature, NumericFeature):
+                _mark_beyond(feature, self._outside[row], self._far[row])
+            else:
+                self._unseen[row, len(feature.kept) + 1] = 1
+        self.missing = [_missing_rate(feature) for feature in features]
+        self.expected_unseen = [
+            feature.expected_unseen if isinstance(feature, CategoricalFeature) else 0.0
+            for feature in features
+        ]
+        self.varies = [_varies(feature) for feature in features]
+
+    def rates(self, counts: NDArray[np.uint64]) -> Rates:
+        live = counts.astype(np.float64)
+        rows = live.sum(axis=1)
+        shares = live / np.maximum(rows, 1)[:, None]
+        return Rates(
+            rows.tolist(),
+            shares[np.arange(len(shares)), self._missing].tolist(),
+            (shares * self._unseen).sum(axis=1).tolist(),
+            (shares * self._outside).sum(axis=1).tolist(),
+            (shares * self._far).sum(axis=1).tolist(),
+        )
 
 
-def _beyond(feature: NumericFeature, shares: NDArray[np.float64]) -> tuple[float, float]:
-    """The shares outside and far outside, as far as the bins tell."""
-    edges, counts = feature.edges, feature.counts
-    below = int(np.searchsorted(edges, np.float32(feature.minimum), "right"))  # bins of less
-    above = int(np.searchsorted(edges, np.float32(feature.maximum), "right"))  # the highest's bin
-    outside = far = 0.0
-    if below and edges[below - 1] == np.float32(feature.minimum):
-        outside += float(shares[:below].sum())
-    if not counts[above + 1 :].any() and above < len(edges):
-        outside += float(shares[above + 1 :].sum())
-    low, high = far_out(feature.minimum, feature.maximum)
-    if len(edges) and edges[0] == low < feature.minimum:
-        far += float(shares[0])
-    if len(edges) and edges[-1] == high > feature.maximum:
-        far += float(shares[-1])
-    return outside, far
+@functools.lru_cache(maxsize=256)
+def _slots_of(tensor: TensorReference) -> _Slots:
+    """Made once per tensor: references are values, and live as long as their version."""
+    return _Slots(tensor)
+
+
+def rates_of(tensor: TensorReference, counts: NDArray[np.uint64]) -> Rates:
+    """From a histogram's slots, (features, slots)."""
+    return _slots_of(tensor).rates(counts)
+
+
+def reference_missing(tensor: TensorReference) -> list[float]:
+    """The missing rate of each feature in the reference."""
+    return _slots_of(tensor).missing
 
 
 def faults_of(
@@ -108,12 +120,17 @@ def faults_of(
     """What broke over these rows, in words; features with fewer rows than that are passed over."""
     found: dict[Key, str] = {}
     for tensor, counts in zip(reference.tensors, tensors, strict=True):
-        if counts is None:
+        if counts is None or not tensor.features:
             continue
-        for index, feature in enumerate(tensor.features):
-            if counts.counts[index].sum() < min_rows:
+        slots = _slots_of(tensor)
+        rates = slots.rates(counts.counts)
+        for row, feature in enumerate(tensor.features):
+            if rates.rows[row] < min_rows:
                 continue
-            texts = _faults(tensor, index, counts, config)
+            texts = _of_rates(feature, row, rates, slots, config)
+            if slots.varies[row] and (value := _only_value(feature, row, counts)):
+                present = rates.rows[row] * (1 - rates.missing[row])
+                texts.append(f"all {present:,.0f} values are {value}, in the reference they vary")
             if texts:
                 found[tensor.role, feature.name] = "; ".join(texts)
     return found
@@ -132,63 +149,79 @@ def recent(panes: Iterable[Mapping[Key, str]], at_most: int) -> dict[Key, str]:
     }
 
 
-def _faults(
-    tensor: TensorReference, index: int, counts: TensorCounts, config: DriftConfig
+def _of_rates(
+    feature: NumericFeature | CategoricalFeature,
+    row: int,
+    rates: Rates,
+    slots: _Slots,
+    config: DriftConfig,
 ) -> list[str]:
-    feature, slots = tensor.features[index], counts.counts[index]
-    rates = rates_of(feature, slots)
     texts = []
-    if isinstance(feature, NumericFeature) and rates.far >= config.far_rate > 0:
+    if isinstance(feature, NumericFeature) and rates.far[row] >= config.far_rate > 0:
         texts.append(
-            f"{rates.far:.1%} of the rows are far outside of {feature.minimum:g} to "
+            f"{rates.far[row]:.1%} of the rows are far outside of {feature.minimum:g} to "
             f"{feature.maximum:g}, all that the reference knows, by nine times that range or more: "
             "another unit, perhaps"
         )
-    rise = rates.missing - rates.reference_missing
+    rise = rates.missing[row] - slots.missing[row]
     if rise > 0 and rise >= config.missing_rate:
         texts.append(
-            f"missing in {rates.missing:.1%} of the rows, {rates.reference_missing:.1%} "
+            f"missing in {rates.missing[row]:.1%} of the rows, {slots.missing[row]:.1%} "
             f"in the reference: a rise of {config.missing_rate:.1%} or more"
         )
-    excess = rates.unseen - rates.expected_unseen
+    excess = rates.unseen[row] - slots.expected_unseen[row]
     if excess > 0 and excess >= config.unseen_rate:
         texts.append(
-            f"{rates.unseen:.1%} of the rows have categories that the reference does not, "
-            f"{rates.expected_unseen:.1%} were to be expected: {config.unseen_rate:.1%} or more "
-            "above that"
+            f"{rates.unseen[row]:.1%} of the rows have categories that the reference does not, "
+            f"{slots.expected_unseen[row]:.1%} were to be expected: {config.unseen_rate:.1%} or "
+            "more above that"
         )
-    value = (
-        _only_number(feature, index, counts)
-        if isinstance(feature, NumericFeature)
-        else _only_category(feature, slots)
-    )
-    if value:
-        present = float(slots.sum()) * (1 - rates.missing)
-        texts.append(f"all {present:,.0f} values are {value}, in the reference they vary")
     return texts
 
 
-def _only_number(feature: NumericFeature, index: int, counts: TensorCounts) -> str:
-    """The one value of a column that varies in the reference; empty: it varies here too."""
-    reference = np.asarray(feature.counts, np.float64)
-    if (
-        counts.lowest is None
-        or counts.highest is None
-        or counts.lowest[index] != counts.highest[index]  # NaN, where there is no value, is not
-        or not feature.minimum < feature.maximum
-        or reference.max() >= _VARIED * reference.sum()
-    ):
-        return ""
-    return f"{counts.lowest[index]:g}"
+def _mark_beyond(
+    feature: NumericFeature, outside: NDArray[np.float64], far: NDArray[np.float64]
+) -> None:
+    """The bins that hold values outside, and far outside, and no others."""
+    edges = feature.edges
+    below = int(np.searchsorted(edges, np.float32(feature.minimum), "right"))  # bins of less
+    above = int(np.searchsorted(edges, np.float32(feature.maximum), "right"))  # the highest's bin
+    if below and edges[below - 1] == np.float32(feature.minimum):
+        outside[:below] = 1
+    outside[above + 1 : len(edges) + 1] = 1
+    low, high = far_out(feature.minimum, feature.maximum)
+    if len(edges):
+        far[0] = edges[0] == low < feature.minimum
+        far[len(edges)] = edges[-1] == high > feature.maximum
 
 
-def _only_category(feature: CategoricalFeature, slots: NDArray[np.uint64]) -> str:
-    kept = len(feature.kept)
-    total = float(np.sum(feature.counts)) + feature.other
-    live = slots[:kept]
-    present = float(slots[: kept + 2].sum())
-    if not kept or not present or float(live.max()) != present:
+def _missing_rate(feature: NumericFeature | CategoricalFeature) -> float:
+    rows = float(np.sum(feature.counts)) + feature.missing
+    if isinstance(feature, CategoricalFeature):
+        rows += feature.other
+    return feature.missing / rows if rows else 0.0
+
+
+def _varies(feature: NumericFeature | CategoricalFeature) -> bool:
+    """Whether the reference varies so much that a constant column is no chance."""
+    counts = np.asarray(feature.counts, np.float64)
+    if isinstance(feature, NumericFeature):
+        return feature.minimum < feature.maximum and counts.max() < _VARIED * counts.sum()
+    total = counts.sum() + feature.other
+    return len(counts) > 0 and float(counts.max()) < _VARIED * total
+
+
+def _only_value(
+    feature: NumericFeature | CategoricalFeature, row: int, counts: TensorCounts
+) -> str:
+    """The one value of a column; empty: it has none, or several."""
+    if isinstance(feature, NumericFeature):
+        lowest, highest = counts.lowest, counts.highest
+        if lowest is None or highest is None or lowest[row] != highest[row]:  # NaN: no value
+            return ""
+        return f"{lowest[row]:g}"
+    live = counts.counts[row, : len(feature.kept) + 2]  # present ones
+    most = int(live.argmax())
+    if most >= len(feature.kept) or not live[most] or live[most] != live.sum():
         return ""
-    if float(np.max(feature.counts)) >= _VARIED * total:
-        return ""
-    return repr(feature.kept[int(live.argmax())].decode("utf-8", "replace"))
+    return repr(feature.kept[most].decode("utf-8", "replace"))

@@ -24,6 +24,7 @@ from trimtab._native.reference import (
 Counts = NDArray[np.float64]
 
 _NUMERIC_GROUPS = 10
+_MAX_SHARES = 12  # groups that a report shows
 _MAX_CATEGORIES = 20  # that PSI looks at one by one; the rest counts as one
 
 
@@ -38,6 +39,7 @@ class FeatureYardstick:
     bins: int  # in order, from slot 0 on; 0: categories have no order
     counts: Counts  # the reference's, of those slots
     reference: Counts  # the reference's, of the groups
+    shown: tuple[float, ...]  # its shares, as a report shows them
 
 
 class TensorYardstick:
@@ -122,7 +124,18 @@ def _yardstick(
     counts: Counts,
 ) -> FeatureYardstick:
     reference = np.bincount(group_of, counts, len(labels)).astype(np.float64)
-    return FeatureYardstick(feature, labels, group_of, slots, bins, counts, reference)
+    return FeatureYardstick(
+        feature, labels, group_of, slots, bins, counts, reference, shown(reference)
+    )
+
+
+def shown(counts: Counts) -> tuple[float, ...]:
+    """Shares for a report; categories beyond the commonest join the last but one group."""
+    each = counts.tolist()
+    if len(each) > _MAX_SHARES:
+        each = [*each[: _MAX_SHARES - 2], sum(each[_MAX_SHARES - 2 : -1]), each[-1]]
+    total = sum(each)
+    return tuple([count / total for count in each]) if total else (0.0,) * len(each)
 
 
 def _range(edges: NDArray[np.float32], start: int, end: int) -> str:

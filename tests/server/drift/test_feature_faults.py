@@ -59,9 +59,9 @@ def test_values_in_another_unit_are_a_fault_and_those_a_little_outside_are_drift
     assert not faults_of(profile, [counted(some)], CONFIG, 100)
     moved = values + 150
     assert not faults_of(profile, [counted(moved)], CONFIG, 100)
-    rates = rates_of(feature, counted(moved).counts[0])
-    assert rates.outside == pytest.approx((moved > values.max()).mean()) and rates.far == 0
-    assert rates_of(feature, counted(some).counts[0]).far == pytest.approx(400 / 5000)
+    rates = rates_of(profile.tensors[0], counted(moved).counts)
+    assert rates.outside == [pytest.approx((moved > values.max()).mean())] and rates.far == [0]
+    assert rates_of(profile.tensors[0], counted(some).counts).far == [pytest.approx(400 / 5000)]
 
 
 def test_identifiers_are_unseen_by_nature_and_no_fault() -> None:
