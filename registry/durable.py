@@ -6,6 +6,7 @@ holder that lives and does not go on (a stopped process, a stuck disk) is not wa
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -64,8 +65,15 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in a directory durable: what was created, renamed or removed there."""
-    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Makes the names in a directory durable: what was created, renamed or removed there.
+
+    A file system that does not know how to sync a directory is taken at its word.
+    """
+    try:
+        _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def _sync(path: Path, flags: int) -> None:
@@ -78,16 +86,26 @@ def _sync(path: Path, flags: int) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file exclusively, waiting for whoever holds it. The file stays for ever.
+    """Holds the lock file exclusively, waiting for whoever holds it.
 
     LockTimeoutError after LOCK_LIMIT_S.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        _wait_for(fd, path, LOCK_LIMIT_S)
+    with contextlib.ExitStack() as held:
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            held.callback(os.close, fd)
+            _wait_for(fd, path, LOCK_LIMIT_S)
+            if _is_at(fd, path):
+                break
+            held.close()  # the file was removed meanwhile: whoever comes now locks another one
         yield
-    finally:
-        os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _wait_for(fd: int, path: Path, limit_s: float) -> None:

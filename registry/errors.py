@@ -22,7 +22,23 @@ class InvalidStateError(RegistryError):
 
 
 class NoPreviousError(RegistryError):
-    """A rollback of a model that has had one champion at most."""
+    """There is no earlier champion that a rollback could return to, or not the one named."""
+
+
+class UnmanagedModelError(RegistryError):
+    """The model has nothing that Trimtab published, so there is nothing to decide about."""
+
+
+class VersionInUseError(RegistryError):
+    """The version has a role that forbids what is asked; the message says which."""
+
+
+class FrozenModelError(RegistryError):
+    """An operator wants no automatic change of this model's champion."""
+
+
+class BlockedVersionError(RegistryError):
+    """The version is blocked: no automatic change may promote it; the message says why."""
 
 
 class LockTimeoutError(RegistryError):

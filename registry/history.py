@@ -22,6 +22,7 @@ from . import durable
 from .documents import Document, encode
 
 HISTORY_NAME = "history.jsonl"
+CHAMPION_CHANGES = ("promoted", "rolled_back")
 
 _BEFORE_FIRST = "0" * 64
 _TAIL_BYTES = 1 << 16
@@ -104,12 +105,47 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True)
+class ChainBreak:
+    """A place where the history is not what was written."""
+
+    line: int  # of the history, from 1; 0: not of one line
+    problem: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.problem}" if self.line else self.problem
+
+
+@dataclass(frozen=True)
 class History:
     """All of a model's history, oldest first."""
 
     entries: tuple[HistoryEntry, ...]
-    valid: bool  # the chain of hashes holds
-    error: str  # the first thing that is wrong; empty if nothing is
+    breaks: tuple[ChainBreak, ...] = ()  # each damage once, in the order of the lines
+
+    @property
+    def valid(self) -> bool:
+        """Whether the chain of hashes holds."""
+        return not self.breaks
+
+    @property
+    def error(self) -> str:
+        """The first thing that is wrong; empty if nothing is."""
+        return str(self.breaks[0]) if self.breaks else ""
+
+    def champion_at(self, time_ms: int) -> HistoryEntry | None:
+        """What made the version champion that was champion at a time of the wall clock.
+
+        Its `version` is that champion. None: there was none yet. Where the clock went back, a time
+        came twice; the later one is meant.
+        """
+        return next(
+            (
+                entry
+                for entry in reversed(self.entries)
+                if entry.kind in CHAMPION_CHANGES and entry.time_ms <= time_ms
+            ),
+            None,
+        )
 
 
 class HistoryFile:
@@ -118,20 +154,28 @@ class HistoryFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self) -> tuple[list[HistoryEntry], str]:
-        """The readable entries and the first line that is none ("line 3: ..."), else ""."""
+    def read(self) -> "list[HistoryEntry | str]":
+        """Line by line, the entry or why it is none."""
+        return [_parse(line) for line in self._lines()]
+
+    def find(self, kind: str, version: int) -> HistoryEntry | None:
+        """The first such entry. Parses no other version's lines: some 1 ms a megabyte."""
+        mark = b'"version":%d,"hash":"' % version  # how an entry's line ends
+        for line in self._lines():
+            if mark in line:
+                entry = _parse(line)
+                if isinstance(entry, HistoryEntry) and (entry.kind, entry.version) == (
+                    kind,
+                    version,
+                ):
+                    return entry
+        return None
+
+    def _lines(self) -> list[bytes]:
         try:
-            lines = self._path.read_bytes().split(b"\n")[:-1]
+            return self._path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
-            return [], ""
-        entries = []
-        error = ""
-        for number, line in enumerate(lines, 1):
-            try:
-                entries.append(HistoryEntry.from_document(Document.parse(line)))
-            except ValueError as problem:
-                error = error or f"line {number}: {problem}"
-        return entries, error
+            return []
 
     def repair(self) -> tuple[HistoryEntry | None, int]:
         """Cuts a torn last line; returns the last entry and the bytes that were cut.
@@ -193,15 +237,38 @@ def _find_last(fd: int, size: int) -> tuple[HistoryEntry | None, int]:
         window *= 2
 
 
-def check_chain(entries: Iterable[HistoryEntry]) -> str:
-    """The first break of the chain, in words; empty if there is none."""
-    previous_hash = _BEFORE_FIRST
-    for sequence, entry in enumerate(entries, 1):
-        if entry.sequence != sequence:
-            return f"entry {sequence} is missing: entry {entry.sequence} is in its place"
-        if entry.hash != entry.computed_hash():
-            return f"entry {sequence} was altered: its hash is not that of its contents"
-        if entry.previous_hash != previous_hash:
-            return f"entry {sequence} does not follow the one before: the hashes differ"
-        previous_hash = entry.hash
+def _parse(line: bytes) -> HistoryEntry | str:
+    try:
+        return HistoryEntry.from_document(Document.parse(line))
+    except ValueError as problem:
+        return str(problem)
+
+
+def check_chain(lines: Iterable[HistoryEntry | str]) -> list[ChainBreak]:
+    """Where the chain breaks: every damage once, what follows it being judged from there on.
+
+    `lines` as `HistoryFile.read` gives them.
+    """
+    breaks = []
+    previous: HistoryEntry | None = None
+    known = True  # whether `previous` is the entry before
+    for number, line in enumerate(lines, 1):
+        if isinstance(line, str):
+            breaks.append(ChainBreak(number, f"not an entry: {line}"))
+            known = False
+            continue
+        if problem := _problem(line, previous, known=known):
+            breaks.append(ChainBreak(number, problem))
+        previous, known = line, True
+    return breaks
+
+
+def _problem(entry: HistoryEntry, previous: HistoryEntry | None, *, known: bool) -> str:
+    sequence = previous.sequence + 1 if previous else 1
+    if known and entry.sequence != sequence:
+        return f"entry {sequence} is missing: entry {entry.sequence} is in its place"
+    if entry.hash != entry.computed_hash():
+        return f"entry {entry.sequence} was altered: its hash is not that of its contents"
+    if known and entry.previous_hash != (previous.hash if previous else _BEFORE_FIRST):
+        return f"entry {entry.sequence} does not follow the one before: the hashes differ"
     return ""

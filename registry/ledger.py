@@ -21,11 +21,20 @@ processes may use a ledger of the same directory.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from . import durable
 from .errors import InvalidStateError
-from .history import HISTORY_NAME, Draft, History, HistoryEntry, HistoryFile, check_chain
+from .history import (
+    HISTORY_NAME,
+    ChainBreak,
+    Draft,
+    History,
+    HistoryEntry,
+    HistoryFile,
+    check_chain,
+)
 from .state import STATE_NAME, State, StoredState, replay
 
 LOCK_NAME = ".lock"
@@ -54,18 +63,31 @@ class Ledger:
 
     def history(self) -> History:
         # The state first: entries that go to the file in between are then seen twice, not never.
-        problem = ""
+        breaks: list[ChainBreak] = []
         latest: tuple[HistoryEntry, ...] = ()
         try:
             latest = (self.read() or StoredState()).entries
         except InvalidStateError as error:
-            problem = str(error)
-        entries, unreadable = self._history_file.read()
-        entries += _later(latest, entries[-1] if entries else None)
-        problem = problem or unreadable or check_chain(entries)
-        if not problem and not {entry.hash for entry in latest} <= {e.hash for e in entries}:
-            problem = f"entry {latest[0].sequence} is another one in {STATE_NAME}"
-        return History(tuple(entries), valid=not problem, error=problem)
+            breaks.append(ChainBreak(0, str(error)))
+        lines = self._history_file.read()
+        last = next((line for line in reversed(lines) if isinstance(line, HistoryEntry)), None)
+        lines += _later(latest, last)
+        entries = tuple(line for line in lines if isinstance(line, HistoryEntry))
+        breaks += check_chain(lines)
+        if not breaks and not {entry.hash for entry in latest} <= {e.hash for e in entries}:
+            sequence = latest[0].sequence
+            breaks.append(ChainBreak(0, f"entry {sequence} is another one in {STATE_NAME}"))
+        return History(entries, tuple(breaks))
+
+    def find(self, kind: str, version: int) -> HistoryEntry | None:
+        """The first such entry, without reading all the others; None also if nothing can be read."""
+        with contextlib.suppress(InvalidStateError, OSError):
+            for entry in (self.read() or StoredState()).entries:
+                if (entry.kind, entry.version) == (kind, version):
+                    return entry
+        with contextlib.suppress(OSError):
+            return self._history_file.find(kind, version)
+        return None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["LedgerWriter"]:
@@ -110,8 +132,8 @@ class LedgerWriter:
     def stored(self) -> StoredState:
         """What state.json holds; replayed from the history if it is gone."""
         if self._stored is None:
-            entries, _ = self._history_file.read()
-            stored = replay(entries)
+            lines = self._history_file.read()
+            stored = replay(line for line in lines if isinstance(line, HistoryEntry))
             if stored != StoredState():
                 durable.replace_file(self._state_path, stored.to_json())
                 self.repairs.append(f"{STATE_NAME}: made anew from {HISTORY_NAME}")
@@ -125,19 +147,45 @@ class LedgerWriter:
         self._append([entry])
         return entry
 
-    def commit(self, state: State, published: int, drafts: list[Draft]) -> None:
-        """Changes the state, and adds the entries that tell of it."""
+    def commit(
+        self, drafts: list[Draft], *, published: int | None = None, removing: int | None = None
+    ) -> State:
+        """Changes the state as the drafts tell, and adds them as entries; returns the new state.
+
+        `published` is how far the numbering has come with it, if any further; `removing` a version
+        whose directory is to go.
+        """
         self.copy_entries()
+        stored = self.stored
+        state = stored.state
         entries: list[HistoryEntry] = []
         for draft in drafts:
             previous = entries[-1] if entries else self._last
             entries.append(HistoryEntry.after(previous, draft, now_ms=self._clock_ms()))
-        stored = StoredState(state, published, tuple(entries))
-        durable.replace_file(self._state_path, stored.to_json())
-        self._stored = stored
+            state = state.after(draft.kind, draft.version, draft.reason)
+        to_remove = (removing,) if removing is not None else ()
+        self._replace(
+            StoredState(
+                state,
+                max(stored.published, published or 0),
+                tuple(entries),
+                (*stored.removing, *to_remove),
+            )
+        )
         # The change is made. If the copy fails now, the next writer makes it.
         with contextlib.suppress(OSError):
             self.copy_entries()
+        return state
+
+    def removed(self, version: int) -> None:
+        """The directory of a removed version is gone."""
+        stored = self.stored
+        left = tuple(number for number in stored.removing if number != version)
+        self._replace(replace(stored, removing=left))
+
+    def _replace(self, stored: StoredState) -> None:
+        durable.replace_file(self._state_path, stored.to_json())
+        self._stored = stored
 
     def copy_entries(self) -> list[HistoryEntry]:
         """Copies to the history what only state.json has; returns it."""

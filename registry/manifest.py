@@ -2,6 +2,8 @@
 
 It is the last file written into a version, so a directory with one is whole, and it lists every
 other file with its hash, so a version that was altered is noticed. It never changes afterwards.
+
+Beside it may lie its signature (signing.py), the one file that it does not list.
 """
 
 import re
@@ -13,6 +15,7 @@ from .documents import Document, encode_readable
 from .names import is_plain
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
 MANIFEST_FORMAT = 1
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -65,7 +68,7 @@ class Manifest:
     format: int
     model: str  # the name it was published under
     created_ms: int
-    files: Mapping[str, FileEntry]  # by name: every file of the version but the manifest
+    files: Mapping[str, FileEntry]  # by name: every file but the manifest and its signature
     signature: Signature
     task: str  # regression, binary, multiclass
     lineage: Mapping[str, Any]  # data, recipe, libraries, seed, trigger: whatever the trainer tells
@@ -88,7 +91,6 @@ class Manifest:
         format_ = document.integer("format")
         if format_ != MANIFEST_FORMAT:
             raise ValueError(f"format is {format_}, this Trimtab reads {MANIFEST_FORMAT}")
-        signature = document.nested("signature")
         metrics = document.nested("metrics")
         publication = document.nested("publication")
         return cls(
@@ -96,10 +98,7 @@ class Manifest:
             model=document.text("model"),
             created_ms=document.integer("created_ms"),
             files=_files(document.nested("files")),
-            signature=Signature(
-                inputs=tuple(map(_tensor, signature.sequence("inputs"))),
-                outputs=tuple(map(_tensor, signature.sequence("outputs"))),
-            ),
+            signature=signature_from(document.nested("signature")),
             task=document.text("task"),
             lineage=document.mapping("lineage"),
             metrics={name: metrics.number(name) for name in metrics},
@@ -110,6 +109,14 @@ class Manifest:
                 champion_if_first=publication.boolean("champion_if_first"),
             ),
         )
+
+
+def signature_from(document: Document) -> Signature:
+    """A signature as it is in a manifest; ValueError as in `Manifest.from_json`."""
+    return Signature(
+        inputs=tuple(map(_tensor, document.sequence("inputs"))),
+        outputs=tuple(map(_tensor, document.sequence("outputs"))),
+    )
 
 
 def _tensor(document: Document) -> TensorSpec:
@@ -124,7 +131,7 @@ def _tensor(document: Document) -> TensorSpec:
 def _files(document: Document) -> dict[str, FileEntry]:
     entries = {}
     for name in document:
-        if not is_plain(name) or name == MANIFEST_NAME:
+        if not is_plain(name) or name in (MANIFEST_NAME, SIGNATURE_NAME):
             raise ValueError(f"files: {name!r} is not allowed as the name of a file")
         entry = document.nested(name)
         sha256 = entry.text("sha256")

@@ -8,16 +8,27 @@ The lock, not an age, tells who is alive: a training may take a day, and clocks 
 """
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from . import durable
-from .errors import InvalidVersionError
-from .manifest import MANIFEST_FORMAT, MANIFEST_NAME, Manifest, Publication, Signature
+from .errors import InvalidVersionError, LockTimeoutError
+from .manifest import (
+    MANIFEST_FORMAT,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    Manifest,
+    Publication,
+    Signature,
+)
 from .version_files import read_entries
+
+if TYPE_CHECKING:
+    from .signing import SigningKey
 
 MODEL_FILE_NAME = "model.onnx"
 
@@ -25,7 +36,7 @@ _LOCK_NAME = "lock"
 
 
 class StagedVersion:
-    """A context manager; leaving it removes whatever was not published.
+    """A context manager; leaving it removes whatever was not published, and a model made for it.
 
     Write the files into `path`, without subdirectories, then call `publish`. One thread at a time.
     """
@@ -44,6 +55,8 @@ class StagedVersion:
         self._place = place  # makes a sealed directory the next version
         self._temporary = durable.temporary_path(model_path)
         self._held = contextlib.ExitStack()
+        self._made_model = False
+        self._published = False
 
     @property
     def path(self) -> Path:
@@ -51,9 +64,36 @@ class StagedVersion:
         return self._temporary / "version"
 
     def __enter__(self) -> Self:
-        if not self._model_path.is_dir():
-            self._model_path.mkdir(exist_ok=True)
-            durable.sync_directory(self._model_path.parent)
+        while True:
+            self._made_model = self._make_model()
+            try:
+                self._hold()
+                return self
+            except FileNotFoundError:
+                if os.path.lexists(self._model_path):
+                    raise
+                # Whoever had made it, for a version that came to nothing, removed it just now.
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._held.close()
+        if self._made_model and not self._published:
+            self._remove_empty_model()
+
+    def _make_model(self) -> bool:
+        """Whether the model's directory was not there before."""
+        try:
+            self._model_path.mkdir()
+        except FileExistsError:
+            return False
+        durable.sync_directory(self._model_path.parent)
+        return True
+
+    def _hold(self) -> None:
         self._held.callback(shutil.rmtree, self._temporary, ignore_errors=True)
         try:
             # Nobody may find the directory while its lock is not held yet.
@@ -64,15 +104,13 @@ class StagedVersion:
         except BaseException:
             self._held.close()
             raise
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._held.close()
+    def _remove_empty_model(self) -> None:
+        """A model that never had anything in it is none, and would be listed as one."""
+        with contextlib.suppress(OSError, LockTimeoutError), durable.locked(self._model_lock):
+            if list(self._model_path.iterdir()) == [self._model_lock]:
+                self._model_lock.unlink()
+                self._model_path.rmdir()
 
     def publish(
         self,
@@ -85,11 +123,12 @@ class StagedVersion:
         reason: str,
         champion_if_first: bool = True,
         event_time_ms: int | None = None,
+        signing_key: "SigningKey | None" = None,
     ) -> int:
         """Makes the next version of the files in `path`; returns its number.
 
-        Syncs and hashes every file, so its time grows with their size: some 10 ms and more. The
-        version is entered into the history as "published" and, if there is no champion yet and
+        Syncs and hashes every file, so its time grows with their size: some 10 ms and more. With a
+        key the manifest is signed. The version is entered into the history as "published" and, if there is no champion yet and
         `champion_if_first`, becomes it ("promoted").
 
         InvalidVersionError if a file is not a regular one, is hidden, or there is no model.onnx;
@@ -117,9 +156,16 @@ class StagedVersion:
         Manifest.from_json(text)  # what nobody could read must not be published
         for name in files:
             durable.sync_file(self.path / name)
-        durable.write_file(self.path / MANIFEST_NAME, text.encode())
+        sealed = text.encode()
+        if signing_key is None:
+            (self.path / SIGNATURE_NAME).unlink(missing_ok=True)  # of something else, by its maker
+        else:
+            durable.write_file(self.path / SIGNATURE_NAME, signing_key.sign(sealed))
+        durable.write_file(self.path / MANIFEST_NAME, sealed)
         durable.sync_directory(self.path)
-        return self._place(self.path)
+        version = self._place(self.path)
+        self._published = True
+        return version
 
 
 def is_abandoned(temporary: Path) -> bool:

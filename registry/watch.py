@@ -3,7 +3,10 @@
 The file system's notifications only wake the watcher; what changed is found by looking. Every model
 has a fingerprint (names, sizes and times of what matters in it), and a model is named when its
 fingerprint is another one. A lost notification therefore costs a delay, never a version: the
-watcher looks every `rescan_ms` anyway, and lives on that alone where there are no notifications.
+watcher looks every `rescan_ms` anyway, and lives on that alone where there are no notifications
+(another host's changes of a network file system). Looking at every file of every version costs some
+20 µs a file, so most of those looks are at the models' own directories only, where state.json is and
+where versions come and go; a file that is overwritten in place is found by every tenth.
 
 Notifications come from watchfiles' documented Rust interface and not from its `awatch`, which
 begins to listen too late (after the first look) and gives no time-out while traffic is logged.
@@ -26,11 +29,14 @@ _logger = logging.getLogger(__name__)
 _DEBOUNCE_MS = 100  # a burst of notifications is gathered for so long at most
 _QUIET_MS = 50  # and is over when nothing comes for so long
 
-_Fingerprint = frozenset[tuple[str, int, int, int]]  # path, inode, size, time of change in ns
+_DEEP_LOOK = 10  # every so many looks that nothing gave rise to are at all files
+
+_Contents = frozenset[tuple[str, int, int, int]]  # path, inode, size, time of change in ns
+_Fingerprint = tuple[_Contents, _Contents]  # of the model's own directory, of its versions'
 
 
 async def watch(
-    models_dir: Path, *, stop: asyncio.Event | None = None, rescan_ms: int = 2000
+    models_dir: Path, *, stop: asyncio.Event | None = None, rescan_ms: int = 1000
 ) -> AsyncIterator[set[str]]:
     """Yields the names of the models that changed, came or went, until `stop` is set.
 
@@ -44,10 +50,12 @@ async def watch(
     registry = Registry(models_dir)
     notifier = _notifier(models_dir)
     seen: dict[str, _Fingerprint] = {}
+    looks = 0
     try:
         while not stop.is_set():
+            known = seen if looks % _DEEP_LOOK else {}
             try:
-                now = await asyncio.to_thread(_fingerprints, registry)
+                now = await asyncio.to_thread(_fingerprints, registry, known)
             except OSError as error:
                 _logger.warning("cannot look at the models: %s", error)
                 now = seen
@@ -55,7 +63,8 @@ async def watch(
             seen = now
             if changed:
                 yield changed
-            await _sleep(notifier, models_dir, stop, rescan_ms)
+            notified = await _sleep(notifier, models_dir, stop, rescan_ms)
+            looks = 0 if notified else looks + 1
     finally:
         if notifier is not None:
             notifier.close()
@@ -78,8 +87,8 @@ def _notifier(models_dir: Path) -> RustNotify | None:
 
 async def _sleep(
     notifier: RustNotify | None, models_dir: Path, stop: asyncio.Event, timeout_ms: int
-) -> None:
-    """Until something that matters was touched, `stop` is set or the time is over."""
+) -> bool:
+    """Until something that matters was touched (True), `stop` is set or the time is over."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_ms / 1000
     while not stop.is_set() and (left := deadline - loop.time()) > 0:
@@ -87,7 +96,8 @@ async def _sleep(
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), left)
         elif await _notified(notifier, models_dir, stop, left):
-            return
+            return True
+    return False
 
 
 async def _notified(
@@ -127,16 +137,20 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name == HISTORY_NAME
 
 
-def _fingerprints(registry: Registry) -> dict[str, _Fingerprint]:
-    return {name: _fingerprint(registry.model(name)) for name in registry.models()}
+def _fingerprints(registry: Registry, known: dict[str, _Fingerprint]) -> dict[str, _Fingerprint]:
+    return {name: _fingerprint(registry.model(name), known.get(name)) for name in registry.models()}
 
 
-def _fingerprint(model: ModelDirectory) -> _Fingerprint:
+def _fingerprint(model: ModelDirectory, known: _Fingerprint | None) -> _Fingerprint:
+    """The known one if the model's own directory is as it was then."""
     try:
-        folders = [model.path, *map(model.version_path, model.version_directories())]
+        own = frozenset(_contents(model.path))
+        if known is not None and known[0] == own:
+            return known
+        folders = list(map(model.version_path, model.version_directories()))
     except PermissionError:
-        folders = []
-    return frozenset(found for folder in folders for found in _contents(folder))
+        return frozenset(), frozenset()
+    return own, frozenset(found for folder in folders for found in _contents(folder))
 
 
 def _contents(folder: Path) -> Iterator[tuple[str, int, int, int]]:

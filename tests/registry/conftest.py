@@ -1,5 +1,6 @@
 """A model directory with a clock of its own, and a way to publish into it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,12 @@ class FakeClock:
 
     def __call__(self) -> int:
         return self.now_ms
+
+
+@pytest.fixture(autouse=True)
+def nothing_has_to_outlive_a_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing is most of what a writer waits for. What is synced when, test_crash looks at."""
+    monkeypatch.setattr(os, "fsync", os.fstat)
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ class FaultyDisk:
             "unlink",
             "rmdir",
             "mkdir",
+            "link",
         ]
         with pytest.MonkeyPatch.context() as patch:
             for name in names:
@@ -106,11 +107,14 @@ def check_sound(model: ModelDirectory) -> None:
     """State, history and versions tell the same; nothing is half there."""
     history = model.history()
     assert history.valid, history.error
-    assert HistoryFile(model.path / "history.jsonl").read() == ([*history.entries], "")
+    assert HistoryFile(model.path / "history.jsonl").read() == [*history.entries]
     assert replay(history.entries).state == model.state()
     published = [entry.version for entry in history.entries if entry.kind == "published"]
-    assert published == sorted(set(published)) == model.versions() == model.version_directories()
-    for version in published:
+    assert published == sorted(set(published))
+    removed = {entry.version for entry in history.entries if entry.kind == "removed"}
+    there = [version for version in published if version not in removed]
+    assert there == model.versions() == model.version_directories()
+    for version in there:
         model.verify(version)
     assert not list(model.path.glob(".tmp-*"))
     assert model.recover() == []
@@ -125,9 +129,10 @@ def ready(model: ModelDirectory, publish: Publish) -> ModelDirectory:
     return model
 
 
-@pytest.fixture(params=["publish", "promote", "rollback", "record"])
+@pytest.fixture(params=["publish", "promote", "rollback", "block", "record"])
 def action(request: pytest.FixtureRequest, publish: Publish) -> Action:
     actions: dict[str, Action] = {
+        "block": lambda model: model.block(1, **WHO),
         "publish": publish,
         "promote": lambda model: model.promote(3, **WHO),
         "rollback": lambda model: model.rollback(**WHO),
@@ -219,6 +224,91 @@ def test_death_during_recovery_only_delays_it(ready: ModelDirectory, publish: Pu
         assert (ready.state(), ready.versions()) == (State(2, 2, 1), [1, 2, 3, 4])
 
 
+def test_a_removal_that_fails_is_undone_or_finished_by_the_next_writer(
+    ready: ModelDirectory, publish: Publish
+) -> None:
+    before = snapshot(ready)
+    undone = finished = 0
+    for disk, raised in faults(ready.path, lambda model: model.remove(3, **WHO), deadly=False):
+        recorded = snapshot(ready)[2]["removed"] == 1
+        assert recorded or disk.failed == "sync" or snapshot(ready) == before
+        assert raised or recorded
+        assert publish(ready) == 4, "its number is not used again"
+        assert ready.versions() == ([1, 2, 4] if recorded else [1, 2, 3, 4])
+        ready.recover()
+        check_sound(ready)
+        undone, finished = undone + (not recorded), finished + recorded
+    assert undone > 3 and finished > 3
+
+
+def test_death_while_removing_leaves_a_whole_version_or_none(
+    ready: ModelDirectory, publish: Publish
+) -> None:
+    for _ in faults(ready.path, lambda model: model.remove(3, **WHO), deadly=True):
+        recorded = snapshot(ready)[2]["removed"] == 1
+        for version in ready.versions():
+            ready.verify(version)
+        assert recorded or ready.versions() == [1, 2, 3]
+        ready.recover()
+        assert ready.versions() == ([1, 2] if recorded else [1, 2, 3])
+        check_sound(ready)
+        assert publish(ready) == 4
+
+
+@pytest.fixture
+def no_directory_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.is_dir():
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+
+
+@pytest.mark.usefixtures("no_directory_renames")
+@pytest.mark.parametrize(("deadly", "links"), [(False, True), (True, False)])
+def test_without_renames_of_directories_a_version_is_whole_or_not_there(
+    ready: ModelDirectory,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+    deadly: bool,
+    links: bool,
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+
+    def publish_two_files(model: ModelDirectory) -> None:
+        publish(model, files={"model.onnx": b"onnx", "golden.npz": b"golden"})
+
+    for disk, raised in faults(ready.path, publish_two_files, deadly=deadly):
+        there = ready.versions()
+        assert there in ([1, 2, 3], [1, 2, 3, 4])
+        for version in there:
+            ready.verify(version)
+        ready.recover()
+        check_sound(ready)
+        if raised and not deadly and disk.failed != "sync":
+            assert ready.versions() == [1, 2, 3]
+        assert publish(ready) == len(there) + 1
+        check_sound(ready)
+
+
+@pytest.mark.usefixtures("no_directory_renames")
+def test_without_renames_of_directories_a_removed_version_ceases_to_be_one_at_once(
+    ready: ModelDirectory,
+) -> None:
+    for _ in faults(ready.path, lambda model: model.remove(3, **WHO), deadly=True):
+        for version in ready.versions():
+            ready.verify(version)
+        ready.recover()
+        check_sound(ready)
+
+
 def test_any_writer_finishes_what_a_dead_one_began(ready: ModelDirectory, action: Action) -> None:
     """Without recover(): the next write mends the history before it adds to it."""
     for _ in faults(ready.path, action, deadly=True):
@@ -238,14 +328,14 @@ def test_a_change_whose_entries_cannot_be_copied_is_made_and_the_next_one_waits(
     copied = (ready.path / "history.jsonl").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(HistoryFile, "append", full)
-        assert ready.promote(3, **WHO) == State(3, 3, 2)
+        assert ready.promote(3, **WHO) == State(3, 3, 2, (1,))
         assert ready.history().entries[-1].kind == "promoted"
         for change in (ready.rollback, lambda **who: ready.record("drift", **who)):
             with pytest.raises(OSError, match="No space left"):
                 change(**WHO)
     assert (ready.path / "history.jsonl").read_bytes() == copied
-    assert ready.state() == State(3, 3, 2)
-    assert ready.rollback(**WHO) == State(4, 2, 3)
+    assert ready.state() == State(3, 3, 2, (1,))
+    assert ready.rollback(**WHO) == State(4, 2, 3, (1,))
     check_sound(ready)
 
 

@@ -17,7 +17,7 @@ from trimtab.registry.errors import (
     RevisionConflictError,
     VersionNotFoundError,
 )
-from trimtab.registry.state import State
+from trimtab.registry.state import CHANGES, State
 
 Publish = Callable[..., int]
 WHO: dict[str, Any] = {"actor": "ada", "reason": "because"}
@@ -317,7 +317,7 @@ def test_record_adds_an_entry_and_returns_it(model: ModelDirectory, publish: Pub
     assert model.state() == State(1, 1)
 
 
-@pytest.mark.parametrize("kind", ["published", "promoted", "rolled_back"])
+@pytest.mark.parametrize("kind", CHANGES)
 def test_a_change_cannot_be_recorded_without_being_made(model: ModelDirectory, kind: str) -> None:
     with pytest.raises(ValueError, match="recorded by the change itself"):
         model.record(kind, **WHO)
@@ -364,8 +364,8 @@ def test_a_clock_that_goes_back_changes_times_not_the_order(
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ('"actor":"ada"', '"actor":"eve"', "entry 4 was altered"),
-        ('{"actor":"ada"', "{", "line 4: actor is missing|line 4: not JSON"),
+        ('"actor":"ada"', '"actor":"eve"', "line 4: entry 4 was altered"),
+        ('{"actor":"ada"', "{", "line 4: not an entry: not JSON"),
     ],
 )
 def test_a_forged_line_is_noticed_and_work_goes_on(
@@ -379,7 +379,7 @@ def test_a_forged_line_is_noticed_and_work_goes_on(
     model.promote(2, **WHO)
     history = model.history()
     assert not history.valid
-    assert any(part in history.error for part in problem.split("|"))
+    assert problem in history.error
     assert history.entries[-1].kind == "promoted"
     assert model.state() == State(2, 2, 1)
 
@@ -403,7 +403,7 @@ def test_a_history_cut_before_the_latest_change_is_noticed(
     publish(model)
     path = model.path / "history.jsonl"
     path.write_text(path.read_text().splitlines(keepends=True)[0])
-    assert model.history().error == "entry 2 is missing: entry 3 is in its place"
+    assert model.history().error == "line 2: entry 2 is missing: entry 3 is in its place"
     path.unlink()
     assert not model.history().valid
     model.promote(2, **WHO)

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.registry.history import Draft, HistoryEntry, HistoryFile, check_chain
+from trimtab.registry.history import (
+    ChainBreak,
+    Draft,
+    History,
+    HistoryEntry,
+    HistoryFile,
+    check_chain,
+)
 
 
 def chain(length: int, *, reason: str = "r") -> list[HistoryEntry]:
@@ -34,12 +41,12 @@ def test_what_was_appended_is_read_back_and_the_chain_holds(file: HistoryFile) -
     entries = chain(5)
     file.append(entries[:2])
     file.append(entries[2:])
-    assert file.read() == (entries, "")
-    assert check_chain(entries) == ""
+    assert file.read() == entries
+    assert check_chain(file.read()) == []
 
 
 def test_a_history_that_is_not_there_is_empty(file: HistoryFile) -> None:
-    assert file.read() == ([], "")
+    assert file.read() == []
     assert file.repair() == (None, 0)
 
 
@@ -56,20 +63,91 @@ def test_a_hash_can_be_checked_without_this_program() -> None:
     assert hashlib.sha256(f"{match[1]}}}".encode()).hexdigest() == match[2]
 
 
+OTHER = chain(5, reason="other")
+
+
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("change", "problems"),
     [
-        (lambda e: [*e[:2], replace(e[2], reason="forged"), *e[3:]], "entry 3 was altered"),
-        (lambda e: e[1:], "entry 1 is missing"),
-        (lambda e: [*e[:2], *e[3:]], "entry 3 is missing: entry 4 is in its place"),
-        (lambda e: [*e[:2], *chain(5, reason="other")[2:]], "entry 3 does not follow"),
-        (lambda e: [e[1], e[0], *e[2:]], "entry 1 is missing"),
+        (
+            lambda e: [*e[:2], replace(e[2], reason="forged"), *e[3:]],
+            ["line 3: entry 3 was altered: its hash is not that of its contents"],
+        ),
+        (lambda e: e[1:], ["line 1: entry 1 is missing: entry 2 is in its place"]),
+        (lambda e: [*e[:2], *e[3:]], ["line 3: entry 3 is missing: entry 4 is in its place"]),
+        (
+            lambda e: [*e[:2], *OTHER[2:]],
+            ["line 3: entry 3 does not follow the one before: the hashes differ"],
+        ),
+        (
+            lambda e: [*e[:2], OTHER[2], *e[3:]],
+            [
+                "line 3: entry 3 does not follow the one before: the hashes differ",
+                "line 4: entry 4 does not follow the one before: the hashes differ",
+            ],
+        ),
+        (
+            lambda e: [e[1], e[0], *e[2:]],
+            [
+                "line 1: entry 1 is missing: entry 2 is in its place",
+                "line 2: entry 3 is missing: entry 1 is in its place",
+                "line 3: entry 2 is missing: entry 3 is in its place",
+            ],
+        ),
+        (
+            lambda e: [e[0], "actor is missing", e[2], replace(e[3], version=9), e[4]],
+            [
+                "line 2: not an entry: actor is missing",
+                "line 4: entry 4 was altered: its hash is not that of its contents",
+            ],
+        ),
     ],
 )
-def test_a_change_anywhere_breaks_the_chain(
-    change: Callable[[list[HistoryEntry]], list[HistoryEntry]], problem: str
+def test_each_damage_is_said_once_and_where_it_is(
+    change: Callable[[list[HistoryEntry]], list[HistoryEntry | str]], problems: list[str]
 ) -> None:
-    assert check_chain(change(chain(5))).startswith(problem)
+    assert [str(found) for found in check_chain(change(chain(5)))] == problems
+
+
+def test_a_history_with_a_break_is_not_valid_and_says_the_first() -> None:
+    assert (History(()).valid, History(()).error) == (True, "")
+    broken = History((), (ChainBreak(3, "entry 3 was altered"), ChainBreak(0, "gone")))
+    assert (broken.valid, broken.error) == (False, "line 3: entry 3 was altered")
+    assert str(broken.breaks[1]) == "gone"
+
+
+def changes(*steps: tuple[int, str, int]) -> History:
+    entries: list[HistoryEntry] = []
+    for time_ms, kind, version in steps:
+        draft = Draft(kind, version, "a", "r", {}, 0)
+        entries.append(HistoryEntry.after(entries[-1] if entries else None, draft, now_ms=time_ms))
+    return History(tuple(entries))
+
+
+def champion_at(history: History, time_ms: int) -> int | None:
+    entry = history.champion_at(time_ms)
+    return entry.version if entry else None
+
+
+def test_who_was_champion_at_a_time() -> None:
+    history = changes(
+        (10, "published", 1),
+        (20, "promoted", 1),
+        (30, "drift", 7),
+        (40, "promoted", 2),
+        (50, "blocked", 2),
+        (60, "rolled_back", 1),
+        (70, "removed", 2),
+    )
+    times = (0, 19, 20, 39, 40, 59, 60, 1000)
+    assert [champion_at(history, time) for time in times] == [None, None, 1, 1, 2, 2, 1, 1]
+    entry = history.champion_at(59)
+    assert entry is not None and (entry.kind, entry.sequence) == ("promoted", 4)
+
+
+def test_a_time_that_came_twice_is_the_later_one() -> None:
+    history = changes((100, "promoted", 1), (200, "promoted", 2), (50, "promoted", 3))
+    assert [champion_at(history, time) for time in (49, 50, 150, 300)] == [None, 3, 3, 3]
 
 
 def test_a_line_torn_at_any_byte_is_passed_over_then_cut(file: HistoryFile, path: Path) -> None:
@@ -79,7 +157,7 @@ def test_a_line_torn_at_any_byte_is_passed_over_then_cut(file: HistoryFile, path
     last = entries[2].to_line()
     for length in range(1, len(last)):
         path.write_bytes(whole + last[:length])
-        assert file.read() == (entries[:2], "")
+        assert file.read() == entries[:2]
         assert file.repair() == (entries[1], length)
         assert path.read_bytes() == whole
 
@@ -95,7 +173,7 @@ def test_the_last_entry_is_found_behind_any_length_of_lines(file: HistoryFile, p
 def test_a_whole_line_that_is_no_entry_is_kept_and_named(file: HistoryFile, path: Path) -> None:
     entries = chain(2)
     path.write_bytes(entries[0].to_line() + b'{"sequence":"two"}\n' + entries[1].to_line())
-    assert file.read() == (entries, "line 2: sequence is not an integer")
+    assert file.read() == [entries[0], "sequence is not an integer", entries[1]]
     path.write_bytes(entries[0].to_line() + b"not json\n" * 20_000)
     before = path.read_bytes()
     assert file.repair() == (entries[0], 0)

@@ -54,6 +54,7 @@ def changed(document: dict[str, Any], path: str, value: object) -> str:
         ("files/model.onnx/size", "4", "files.model.onnx.size is not an integer"),
         ("files/..", {}, "'..' is not allowed"),
         ("files/manifest.json", {}, "'manifest.json' is not allowed"),
+        ("files/manifest.sig", {}, "'manifest.sig' is not allowed"),
         ("signature/inputs/0/shape", [-1, "2"], r"signature.inputs\[0\].shape is not a list of in"),
         ("signature/outputs/0/datatype", None, r"signature.outputs\[0\].datatype is missing"),
         ("metrics/mae", "good", "metrics.mae is not a number"),

@@ -1,10 +1,12 @@
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trimtab.registry import durable
 from trimtab.registry.directory import ModelDirectory
 from trimtab.registry.errors import InvalidVersionError
 from trimtab.registry.manifest import Signature
@@ -44,7 +46,49 @@ def test_leaving_without_publishing_removes_what_was_staged(model: ModelDirector
     with pytest.raises(RuntimeError, match="training failed"), model.stage() as staged:
         (staged.path / "model.onnx").write_bytes(b"onnx")
         raise RuntimeError("training failed")
+    assert not model.path.exists()
+
+
+def test_a_model_that_was_there_before_stays_when_nothing_was_published(
+    model: ModelDirectory, publish: Publish
+) -> None:
+    model.path.mkdir()
+    with model.stage():
+        pass
     assert [path.name for path in model.path.iterdir()] == [".lock"]
+
+
+def test_a_model_that_others_work_in_stays_when_nothing_was_published(
+    model: ModelDirectory, details: dict[str, Any]
+) -> None:
+    with contextlib.ExitStack() as other:
+        with model.stage():
+            staged = other.enter_context(model.stage())
+        assert staged.path.is_dir()
+        (staged.path / "model.onnx").write_bytes(b"onnx")
+        assert staged.publish(**details) == 1
+    assert model.versions() == [1]
+
+
+def test_a_model_that_goes_while_somebody_waits_to_publish_into_it_is_made_again(
+    model: ModelDirectory, details: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = durable.locked
+    gone: list[Path] = []
+
+    @contextlib.contextmanager
+    def late(path: Path) -> Iterator[None]:
+        with locked(path):
+            if not gone:
+                gone.append(path)
+                path.unlink()
+                model.path.rmdir()
+            yield
+
+    monkeypatch.setattr(durable, "locked", late)
+    with model.stage() as staged:
+        (staged.path / "model.onnx").write_bytes(b"onnx")
+        assert staged.publish(**details) == 1
 
 
 def test_the_manifest_tells_all_that_was_given(

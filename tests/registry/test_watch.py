@@ -54,9 +54,10 @@ def test_the_first_set_names_every_model(models_dir: Path) -> None:
         lambda model, publish: (publish(model), model.promote(2, **WHO)),
         lambda model, publish: model.recipe_path.write_text("[recipe]"),
         lambda model, publish: (model.version_path(1) / "model.onnx").write_bytes(b"changed"),
+        lambda model, publish: model.freeze(**WHO),
         lambda model, publish: shutil.rmtree(model.path),
     ],
-    ids=["publish", "promote", "recipe", "damage", "removal"],
+    ids=["publish", "promote", "recipe", "damage", "freeze", "removal"],
 )
 def test_a_model_that_changed_is_named_and_no_other(
     models_dir: Path, publish: Publish, change: Callable[[ModelDirectory, Publish], object]
@@ -151,6 +152,30 @@ def test_without_notifications_it_looks_regularly(
 
     run(test())
     assert "no notifications" in caplog.text
+
+
+def test_without_notifications_a_file_changed_in_place_is_found_too(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_notifier", lambda models_dir: None)
+
+    async def test() -> None:
+        changes = watch(models_dir, rescan_ms=1)
+        await anext(changes)
+        (models_dir / "a/1/model.onnx").write_bytes(b"changed")
+        assert await anext(changes) == {"a"}
+
+    run(test())
+
+
+def test_most_looks_are_at_the_models_own_directories(models_dir: Path, publish: Publish) -> None:
+    model = Registry(models_dir).model("a")
+    known = watch_module._fingerprint(model, None)
+    (model.version_path(1) / "model.onnx").write_bytes(b"changed")
+    assert watch_module._fingerprint(model, known) is known
+    assert watch_module._fingerprint(model, None) != known
+    publish(model)
+    assert watch_module._fingerprint(model, known) == watch_module._fingerprint(model, None)
 
 
 def test_a_look_that_fails_is_logged_and_nothing_counts_as_gone(
