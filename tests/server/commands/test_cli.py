@@ -232,7 +232,7 @@ def test_verify_finds_what_a_server_would_refuse(tmp_path: Path) -> None:
     (model.version_path(1) / "model.onnx").write_bytes(b"onny")
     model.recipe_path.write_text("[drift]\npsi = -1\n")
     result = run("verify", tmp_path)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     policy, version = result.stderr.splitlines()
     assert policy == f"error: {model.recipe_path}: [drift] psi = -1.0: must be at least 0"
     assert "model.onnx" in version
