@@ -22,8 +22,20 @@ CAN_FUZZ := echo 'extern "C" int LLVMFuzzerTestOneInput(const char *, unsigned l
 STRESS_SECONDS ?= 5
 FUZZ_SECONDS ?= 10
 
+# How many of the checks run side by side.
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
+# The make that a test starts has nothing to do with that.
+PYTEST := MAKEFLAGS= MFLAGS= $(BIN)/pytest
+# What trains has a lane of its own: two trainings at once, each with a thread per core, would spend
+# their time waiting for one another.
+TRAINING_TESTS := tests/trainer tests/e2e
+
+# The tests start a hundred processes, which shall not compile our modules each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format unit test-native fuzz bench bench-peers build clean
+.PHONY: help setup demo test checks lint types format unit unit-training test-native fuzz bench \
+	bench-peers bench-drift simulate build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -49,7 +61,11 @@ demo: setup $(DEMO_DIR)/flights.parquet ## train on January, serve and replay th
 $(DEMO_DIR)/flights.parquet: examples/flights.py | setup
 	$(BIN)/python examples/flights.py $@
 
-test: lint types unit test-native ## all that CI runs: lint, types, build, tests, sanitizers
+test: setup ## all that CI runs: lint, types, build, tests, sanitizers
+	@echo "Checking, $(JOBS) at a time; each says what it found when it has ended ..."
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --output-sync=target --keep-going checks
+
+checks: unit-training lint types unit test-native # what takes longest comes first
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -59,7 +75,10 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/pytest
+	$(PYTEST) $(addprefix --ignore=,$(TRAINING_TESTS))
+
+unit-training: setup
+	$(PYTEST) $(TRAINING_TESTS)
 
 test-native: $(SANITIZED)/stress-address $(SANITIZED)/stress-thread ## the data plane under sanitizers and a short fuzz
 	$(SANITIZED)/stress-address $(STRESS_SECONDS) 1
@@ -96,6 +115,12 @@ bench: setup ## what serving costs, beside bare gRPC servers: docs/benchmarks.md
 
 bench-peers: setup ## the same beside MLServer and Triton, which it installs once
 	$(BIN)/python benchmarks/serving.py --peers --json build/bench/serving.json
+
+bench-drift: setup ## what counting and judging cost, beside other libraries
+	$(BIN)/python benchmarks/drift_update.py --peers --json build/bench/drift_update.json
+
+simulate: setup ## false alarms and delays of the drift statistics, as in docs/drift.md: eight minutes
+	$(BIN)/python benchmarks/drift_simulation.py --json build/bench/drift_simulation.json
 
 build: setup ## sdist and wheel in dist/
 	$(BIN)/python -m build
