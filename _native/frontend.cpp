@@ -88,6 +88,9 @@ class GrpcServer {
         other_methods_(registry_, methods) {}
 
   int start() {
+    // Once and for ever: as the last of what uses gRPC goes it waits up to 10 s for its own poller.
+    static const bool is_kept = (grpc_init(), true);
+    (void)is_kept;
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(options_.max_message_bytes);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server must fail loudly
