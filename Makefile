@@ -119,7 +119,8 @@ bench-peers: setup ## the same beside MLServer and Triton, which it installs onc
 bench-drift: setup ## what counting and judging cost, beside other libraries
 	$(BIN)/python benchmarks/drift_update.py --peers --json build/bench/drift_update.json
 
-simulate: setup ## false alarms and delays of the drift statistics, as in docs/drift.md: eight minutes
+simulate: setup $(DEMO_DIR)/flights.parquet ## false alarms and delays of the drift statistics, as in docs/drift.md: eight minutes
+	$(BIN)/python benchmarks/january.py $(DEMO_DIR)/flights.parquet
 	$(BIN)/python benchmarks/drift_simulation.py --json build/bench/drift_simulation.json
 
 build: setup ## sdist and wheel in dist/
