@@ -22,6 +22,7 @@ from importlib.metadata import version
 
 import onnxruntime
 
+from trimtab.proto import admin_pb2 as pb
 from trimtab.registry.directory import Registry
 
 from .config import ServerConfig
@@ -30,6 +31,7 @@ from .lifecycle.model_control import ModelControl
 from .lifecycle.model_manager import ModelManager
 from .loop.control_loop import ControlLoop
 from .server_lock import ServerLock
+from .services.admin.gate import Gate
 from .services.admin_service import AdminService
 from .services.feedback_service import FeedbackService
 from .services.frontends import inference_frontend, transport_version
@@ -61,6 +63,7 @@ class Listening:
     admin_port: int
     frontend: str
     metrics_port: int | None = None  # on the inference host; None: nothing listens
+    list_versions: Callable[[], pb.ListVersionsResponse] = pb.ListVersionsResponse
 
     @property
     def inference(self) -> str:
@@ -84,8 +87,10 @@ class Application:
     """One server. `start` and `stop` once each, in one event loop."""
 
     def __init__(self, config: ServerConfig) -> None:
+        """Raises ConfigError for what only shows when the settings are looked at together."""
         self._config = config
         listen = config.server
+        gate = Gate.of(listen)
         registry = Registry(config.models_dir)
         self._lock = ServerLock(config.models_dir)
         self._events = EventBus(registry.model)
@@ -132,8 +137,8 @@ class Application:
         )
         self._admin_frontend = PortableFrontend(
             _address(listen.admin_host, listen.admin_port),
-            self._described(for_operators),
-            max_message_bytes=listen.max_message_bytes,
+            self._described(gate.guard(for_operators)),
+            options=TransportOptions.of_admin(listen),
         )
         self._metrics: MetricsServer | None = None
         if listen.metrics:
@@ -178,8 +183,14 @@ class Application:
                 admin_port,
                 self._frontend,
                 metrics_port,
+                self._admin.list_versions,
             )
-            self._lock.tell(listening.inference, listening.admin, listening.metrics)
+            self._lock.tell(
+                listening.inference,
+                listening.admin,
+                listening.metrics,
+                admin_tls=bool(listen.admin_tls_cert),
+            )
         except BaseException:
             await self.stop(grace_s=0.0)
             raise

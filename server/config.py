@@ -2,7 +2,7 @@
 
 Settings come from three places, the later ones winning: the defaults below, the server's TOML file
 (`trimtab serve --config`), and options of the command line; per model the `trimtab.toml` in its
-directory overrides the sections drift, trigger, training and promotion. No settings dict travels
+directory overrides the sections drift, labels, trigger, training and promotion. No settings dict travels
 past this module and no environment variable is read elsewhere. An unknown key or a value out of
 range is a `ConfigError` that names the file, the section, the key and what is allowed.
 """
@@ -123,11 +123,28 @@ class TrafficConfig:
     queue_rows: int = _setting(262_144, "rows that may wait to be written; more are dropped", low=1)
     segment_rows: int = _setting(500_000, "rows after which a new file begins", low=1)
     max_rows_per_s: int = _setting(
-        50_000,
+        10_000,
         "rows that are logged per second on average, further ones are dropped; 0: all",
         low=0,
     )
     keep_days: int = _setting(90, "days of event time that the log keeps", low=1)
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """[registry]: what the server does with versions, for every model alike."""
+
+    keep: int = _setting(
+        0,
+        "newest versions that are kept; older ones are removed unless they serve, are pinned or may "
+        "be rolled back to; 0: all",
+        low=0,
+    )
+    signing_key: str = _setting(
+        "", "PEM file of the key that versions trained here are signed with; empty: they are not"
+    )
+    require_signature: bool = _setting(False, "load versions only that are signed by a trusted key")
+    trusted_keys: tuple[str, ...] = _setting((), "PEM files of the public keys that are trusted")
 
 
 @dataclass(frozen=True)
@@ -183,10 +200,41 @@ class DriftConfig:
 
 
 @dataclass(frozen=True)
+class LabelsConfig:
+    """[labels]: how wrong the answers are, as labels tell."""
+
+    watch: bool = _setting(True, "hold labels against what was answered")
+    remember_rows: int = _setting(
+        1_000_000, "answered rows that wait for their labels; older ones are forgotten", low=1_000,
+        high=2**30,
+    )  # fmt: skip
+    remember_mb: int = _setting(256, "MiB that these may take", low=1)
+    remember_share: float = _setting(
+        1.0, "share of the rows that is remembered, chosen by their ids", low=0.0001, high=1
+    )
+    window_rows: int = _setting(5_000, "labelled rows in the sliding window", low=100)
+    panes: int = _setting(
+        10, "panes of the window; it is judged as each one ends", low=1, high=1000
+    )
+    min_rows: int = _setting(1_000, "labelled rows in the window before it is judged", low=30)
+    min_loss_increase: float = _setting(
+        0.1, "share of the reference's mean loss by which it must have risen", low=0
+    )
+    false_alarm_rows: int = _setting(
+        10_000_000, "labelled rows between two false alarms on average, at least", low=1
+    )
+    deflate: bool = _setting(
+        True, "count rows for fewer where neighbouring panes differ more than chance lets them"
+    )
+    hysteresis_panes: int = _setting(2, "panes in a row that change the state", low=1)
+
+
+@dataclass(frozen=True)
 class TriggerConfig:
     """[trigger]: when a training starts by itself."""
 
     on_drift: bool = _setting(True, "drift starts a training")
+    on_quality: bool = _setting(True, "labels that show a loss of quality start a training")
     every_s: float = _setting(0.0, "seconds between scheduled trainings; 0: none", low=0)
     min_labels: int = _setting(2_000, "labels that must have come since the last training", low=1)
     label_maturity_s: float = _setting(
@@ -215,9 +263,87 @@ class TrainingConfig:
 class PromotionConfig:
     """[promotion]"""
 
-    policy: Literal["auto", "manual"] = _setting(
-        "auto", "auto: a version that passed every gate becomes champion by itself"
+    policy: Literal["auto", "manual", "shadow", "canary"] = _setting(
+        "auto",
+        "what becomes of a version that passed every gate; auto: champion at once; shadow, canary: "
+        "after it was compared with the champion; manual: a person promotes it",
     )
+    shadow_rows: int = _setting(5_000, "rows that a shadow compares", low=1, high=200_000)
+    shadow_s: float = _setting(
+        86_400.0, "seconds after which a shadow ends at the latest", low=1, high=1e9
+    )
+    canary_steps: tuple[float, ...] = _setting(
+        (0.01, 0.1, 0.5), "shares of the requests that a canary answers, one after another"
+    )
+    canary_rows: int = _setting(
+        500, "rows that the new version answers in each step at least", low=1, high=200_000
+    )
+    canary_s: float = _setting(
+        86_400.0, "seconds after which a step ends at the latest", low=1, high=1e9
+    )
+    bake: bool = _setting(
+        True,
+        "after a promotion compare the new champion with the one before, and roll back if worse",
+    )
+    bake_rows: int = _setting(5_000, "rows that a bake compares", low=1, high=200_000)
+    bake_s: float = _setting(
+        604_800.0, "seconds after which a bake ends at the latest", low=1, high=1e9
+    )
+    undo_manual: bool = _setting(
+        False, "a failed bake also rolls back what a person promoted; false: it only says so"
+    )
+    on_inconclusive: Literal["hold", "promote", "rollback"] = _setting(
+        "hold",
+        "what follows where the time was up before enough was known; in a bake hold and promote let "
+        "the new champion stay",
+    )
+    min_rows: int = _setting(500, "rows that must be compared for a verdict at the deadline", low=1)
+    labels: Literal["if_any", "required", "ignored"] = _setting(
+        "if_any",
+        "whether a verdict waits for labels; if_any: where the model has ever got one, and not "
+        "beyond the deadline; required: without them it is inconclusive",
+    )
+    label_rows: int = _setting(500, "labelled rows from which they are judged", low=30)
+    max_error_rise: float = _setting(
+        0.001, "share of the requests that the new version alone may fail on", low=0, high=1
+    )
+    max_latency_ratio: float = _setting(
+        2.0, "compute time per run that the new version may take, in the other's", low=1
+    )
+    max_latency_ms: float = _setting(
+        1.0, "ms more per run that it may take, whatever the ratio", low=0
+    )
+    max_psi: float = _setting(
+        3.0,
+        "PSI that the two versions' predictions for the same rows may have, unless labels show that "
+        "the new one is no worse; 0: any",
+        low=0,
+    )
+    min_agreement: float = _setting(
+        0.0, "share of the rows on which they must agree; 0: any", low=0, high=1
+    )
+    agreement_tolerance: float = _setting(
+        0.1, "how far apart two numbers still agree, in standard deviations of the reference", low=0
+    )
+    max_loss_rise: float = _setting(
+        0.05,
+        "share of the other's loss on labelled rows by which the new one's may be higher",
+        low=0,
+    )
+    mirror_cpu: float = _setting(
+        0.05, "share of one core that comparing takes at most", low=0.001, high=1
+    )
+    mirror_rows: int = _setting(
+        65_536, "rows that may wait to be compared; further ones are not compared", low=1
+    )
+    mirror_mb: int = _setting(64, "MiB that they may take", low=1)
+
+    def __post_init__(self) -> None:
+        steps = self.canary_steps
+        if not steps or sorted({*steps}) != [*steps] or not (steps[0] > 0 and steps[-1] < 1):
+            raise ConfigError(
+                f"[promotion] canary_steps = {[*steps]}: must ascend, from above 0 to below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -234,6 +360,7 @@ class ModelPolicy:
     """What holds for one model: the server's defaults, overridden by its trimtab.toml."""
 
     drift: DriftConfig = field(default_factory=DriftConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     trigger: TriggerConfig = field(default_factory=TriggerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
@@ -248,6 +375,7 @@ class ServerConfig:
     server: ListenConfig = field(default_factory=ListenConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
     policy: ModelPolicy = field(default_factory=ModelPolicy)
 
 
@@ -255,9 +383,11 @@ _SERVER_SECTIONS: dict[str, type] = {
     "server": ListenConfig,
     "batching": BatchingConfig,
     "traffic": TrafficConfig,
+    "registry": RegistryConfig,
 }
 _POLICY_SECTIONS: dict[str, type] = {
     "drift": DriftConfig,
+    "labels": LabelsConfig,
     "trigger": TriggerConfig,
     "training": TrainingConfig,
     "promotion": PromotionConfig,
@@ -355,7 +485,10 @@ def _build(
         if metadata["high"] is not None and value > metadata["high"]:
             raise ConfigError(f"{where} = {value}: must be at most {metadata['high']}")
         values[key] = value
-    return dataclasses.replace(base, **values) if base is not None else kind(**values)  # type: ignore[type-var]  # a dataclass, as all
+    try:
+        return dataclasses.replace(base, **values) if base is not None else kind(**values)  # type: ignore[type-var]  # a dataclass, as all
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -33,6 +33,18 @@ class PreconditionError(TrimtabError):
     """The state is not what the caller expected: a lost compare-and-swap, nothing to roll back to."""
 
 
+class AbortedError(TrimtabError):
+    """Others kept changing the same thing; the caller may try again."""
+
+
+class UnauthenticatedError(TrimtabError):
+    """The caller did not say who it is, or nobody knows it."""
+
+
+class PermissionDeniedError(TrimtabError):
+    """The caller is known and may not do this."""
+
+
 class ModelExecutionError(TrimtabError):
     """onnxruntime failed on these inputs."""
 
@@ -59,6 +71,9 @@ _STATUS: dict[type[TrimtabError], grpc.StatusCode] = {
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeadlineExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    AbortedError: grpc.StatusCode.ABORTED,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ModelExecutionError: grpc.StatusCode.INTERNAL,
     ModelLoadError: grpc.StatusCode.INTERNAL,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,

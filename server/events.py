@@ -4,30 +4,38 @@
 of its own, bounded, and one that cannot keep up is cut off with an error rather than waited for.
 An event with `record=True` is written to the model's history first; if that fails (a full disk, a
 lock that somebody does not let go of) it is counted and logged, and the listeners are still told.
+What others write into a history is published too, by who follows it; each entry is told once,
+whichever of the two came first.
+
+The newest events are kept, so that a listener who was away for a moment misses none. Their sequence
+begins anew with every server; `run` tells whose it is.
 
 Kinds: published, promoted, rolled_back, refused, held (a version waits for a human),
 training_started, training_failed, waiting (there is a signal, but labels, cooldown … are lacking),
 drift_warning, drift, drift_cleared, data_quality, data_quality_cleared, loaded, load_failed,
-recovered, log_failed, log_recovered.
+recovered, log_failed, log_recovered; and what the registry writes itself (registry.state.CHANGES).
 """
 
 import asyncio
 import json
 import logging
+import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from trimtab.registry.errors import RegistryError
+from trimtab.registry.history import HistoryEntry
 
 from .errors import UnavailableError
 
 _log = logging.getLogger(__name__)
 
 MAX_WAITING_EVENTS = 1024  # per subscriber
+KEPT_EVENTS = 2048
 
 
 class Recorder(Protocol):
@@ -42,7 +50,7 @@ class Recorder(Protocol):
         version: int = 0,
         evidence: Mapping[str, Any] | None = None,
         event_time_ms: int | None = None,
-    ) -> object: ...
+    ) -> HistoryEntry | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,23 @@ class Event:
     actor: str = ""
     reason: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    entry: HistoryEntry | None = None  # of the model's history; None: it has none
+
+    @classmethod
+    def of_entry(cls, model: str, entry: HistoryEntry) -> "Event":
+        """An entry of a model's history; no server's run has numbered it."""
+        return cls(
+            sequence=0,
+            time_ms=entry.time_ms,
+            event_time_ms=entry.event_time_ms,
+            model=model,
+            kind=entry.kind,
+            version=entry.version,
+            actor=entry.actor,
+            reason=entry.reason,
+            evidence=entry.evidence,
+            entry=entry,
+        )
 
     def evidence_json(self) -> str:
         """The evidence as text; what JSON does not know is written as its str()."""
@@ -74,6 +99,29 @@ class EventStats:
     not_recorded: int  # decisions that the history could not take
 
 
+class HistoryMark:
+    """How far a history was told of: up to an entry, and perhaps of some that come later."""
+
+    def __init__(self, sequence: int = 0, hash: str = "") -> None:
+        self.sequence = sequence  # all entries up to this one
+        self.hash = hash  # of that entry
+        self._beyond: dict[int, str] = {}
+
+    def pass_(self, entry: HistoryEntry) -> bool:
+        """Marks an entry as told of; False: it was already."""
+        if entry.sequence <= self.sequence or entry.sequence in self._beyond:
+            return False
+        self._beyond[entry.sequence] = entry.hash
+        while self.sequence + 1 in self._beyond:
+            self.sequence += 1
+            self.hash = self._beyond.pop(self.sequence)
+        return True
+
+    def copy(self) -> "HistoryMark":
+        """Without those beyond."""
+        return HistoryMark(self.sequence, self.hash)
+
+
 def wall_ms() -> int:
     """The wall clock in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
@@ -88,10 +136,14 @@ class EventBus:
         wall: Callable[[], int] = wall_ms,
     ) -> None:
         """`recorder_of` gives a model's history by its name; without it nothing is recorded."""
+        self.run = secrets.token_hex(8)
+        self._began_ms = wall_ms()  # by the clock that the histories go by
         self._recorder_of = recorder_of
         self._wall = wall
         self._lock = threading.Lock()  # guards every field below
         self._sequence = 0
+        self._kept: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._marks: dict[str, HistoryMark] = {}  # of every history that is followed
         self._subscriptions: set[Subscription] = set()
         self._counts: Counter[str] = Counter()
         self._cut_off = 0
@@ -107,6 +159,21 @@ class EventBus:
                 dict(self._counts), len(self._subscriptions), self._cut_off, self._not_recorded
             )
 
+    def follow(self, model: str, entries: Sequence[HistoryEntry]) -> None:
+        """From now on a model's history is told of: what was recorded since this server began, at
+        once, and what will be as it is found."""
+        old = [number for number, each in enumerate(entries, 1) if each.time_ms < self._began_ms]
+        known = old[-1] if old else 0
+        mark = HistoryMark(entries[known - 1].sequence, entries[known - 1].hash) if old else None
+        with self._lock:
+            self._marks[model] = mark or HistoryMark()
+        for entry in entries[known:]:
+            self.publish_entry(model, entry)
+
+    def publish_entry(self, model: str, entry: HistoryEntry) -> None:
+        """Tells everybody of what was found in a followed history, unless they know it."""
+        self._tell(Event.of_entry(model, entry))
+
     def publish(
         self,
         kind: str,
@@ -120,11 +187,12 @@ class EventBus:
         record: bool = False,
     ) -> Event:
         """Tells everybody; `record` also writes it into the model's history. Never raises for it."""
+        entry = None
         evidence = dict(evidence or {})
         now_ms = self._wall()
         if record and self._recorder_of is not None:
             try:
-                self._recorder_of(model).record(
+                entry = self._recorder_of(model).record(
                     kind,
                     actor=actor,
                     reason=reason,
@@ -144,11 +212,9 @@ class EventBus:
                 )
                 with self._lock:
                     self._not_recorded += 1
-        with self._lock:
-            self._sequence += 1
-            self._counts[kind] += 1
-            event = Event(
-                sequence=self._sequence,
+        return self._tell(
+            Event(
+                sequence=0,
                 time_ms=now_ms,
                 event_time_ms=now_ms if event_time_ms is None else event_time_ms,
                 model=model,
@@ -157,18 +223,49 @@ class EventBus:
                 actor=actor,
                 reason=reason,
                 evidence=evidence,
+                entry=entry,
             )
+        )
+
+    def _tell(self, event: Event) -> Event:
+        """Gives the event its number and everybody the event."""
+        with self._lock:
+            mark = self._marks.get(event.model)
+            if event.entry is not None and mark is not None and not mark.pass_(event.entry):
+                return event  # it was told when it was found
+            self._sequence += 1
+            self._counts[event.kind] += 1
+            event = replace(event, sequence=self._sequence)
+            self._kept.append(event)
             for subscription in list(self._subscriptions):
                 if not subscription.offer(event):
                     self._subscriptions.discard(subscription)
                     self._cut_off += 1
-        _log.info("%s %s%s: %s", model, kind, f" version {version}" if version else "", reason)
+        version = f" version {event.version}" if event.version else ""
+        _log.info("%s %s%s: %s", event.model, event.kind, version, event.reason)
         return event
 
-    def subscribe(self, model: str = "", limit: int = MAX_WAITING_EVENTS) -> "Subscription":
-        """Every event from now on (of one model, or of all); called on the loop that iterates."""
-        subscription = Subscription(self, model, limit)
+    def subscribe(
+        self, model: str = "", limit: int = MAX_WAITING_EVENTS, after: int | None = None
+    ) -> "Subscription":
+        """Every event from now on (of one model, or of all); called on the loop that iterates.
+
+        `after`: those with a later sequence that are still kept as well, before.
+        """
         with self._lock:
+            kept: list[Event] = []
+            lost = 0
+            if after is not None:
+                kept = [event for event in self._kept if event.sequence > after]
+                lost = max(0, self._sequence - after - len(kept))
+                kept = [event for event in kept if model in ("", event.model)]
+            subscription = Subscription(self, model, limit + len(kept))
+            subscription.begins_after = self._sequence if after is None else after
+            subscription.lost = lost
+            subscription.marks = {name: mark.copy() for name, mark in self._marks.items()}
+            subscription.kept = tuple(kept)
+            for event in kept:
+                subscription.offer(event)
             self._subscriptions.add(subscription)
         return subscription
 
@@ -189,6 +286,10 @@ class Subscription:
     """One listener's queue: offered to from any thread, iterated on one event loop."""
 
     def __init__(self, bus: EventBus, model: str, limit: int) -> None:
+        self.begins_after = 0  # sequence of the event before those of this listener
+        self.kept: tuple[Event, ...] = ()  # of those from before it began
+        self.lost = 0  # events, of whatever model, that it asked for and that are kept no longer
+        self.marks: dict[str, HistoryMark] = {}  # as they were when it began
         self._bus = bus
         self._model = model
         self._limit = limit
@@ -239,7 +340,7 @@ class Subscription:
             if self._overflowed:
                 raise UnavailableError(
                     f"this listener fell behind by {self._limit} events and was cut off: "
-                    "call again, and read the history for what was missed"
+                    "call again with the resume token of the last one"
                 )
         finally:
             self.close()

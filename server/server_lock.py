@@ -43,12 +43,15 @@ class ServerLock:
             ) from None
         self._file = file
 
-    def tell(self, inference: str, admin: str, metrics: str | None = None) -> None:
+    def tell(
+        self, inference: str, admin: str, metrics: str | None = None, *, admin_tls: bool = False
+    ) -> None:
         """Lets the command line find this server."""
         content = {
             "pid": os.getpid(),
             "inference": inference,
             "admin": admin,
+            "admin_tls": admin_tls,
             "metrics": metrics,
         }
         target = self._folder / ADDRESS_NAME

@@ -20,7 +20,8 @@ from trimtab.registry.errors import RegistryError
 from ..config import ConfigError
 from ..errors import TrimtabError
 from ..server_lock import AlreadyServedError
-from . import admin_commands
+from ..services.admin.tokens import TokensError
+from . import admin_commands, change_commands
 from .admin_client import AdminError
 from .command_options import (
     Actor,
@@ -30,19 +31,25 @@ from .command_options import (
     Reason,
     known_directory,
     login_name,
-    print_json,
 )
 from .drift_check_command import DriftCheckError, check_drift
+from .export_command import export_version
+from .import_command import import_model
+from .init_command import InitError, init_model
+from .keys_command import keys
 from .serve_command import serve_models
+from .token_command import token
 from .train_command import TrainingFailedError, train
-from .verify_command import verify
+from .verify_command import verify_models
 
 _EXPECTED = (
     AdminError,
     AlreadyServedError,
     ConfigError,
     DriftCheckError,
+    InitError,
     RegistryError,
+    TokensError,
     TrainingFailedError,
     TrimtabError,
     OSError,
@@ -117,31 +124,24 @@ def train_model(
         raise typer.Exit(code)
 
 
-@app.command("verify")
-def verify_models(
-    models_dir: ModelsDir,
-    as_json: Json = False,
-) -> None:
-    """Look for what a server would refuse: settings, damaged or altered files. Changes nothing.
-
-    `trimtab verify models`
-    """
-    known_directory(models_dir)
-    whole, wrong = verify(models_dir)
-    if as_json:
-        print_json({"whole": whole, "wrong": wrong})
-    else:
-        for line in whole:
-            typer.echo(f"ok: {line}")
-    for line in wrong:
-        typer.echo(f"error: {line}", err=True)
-    if wrong:
-        raise typer.Exit(1)
-
-
+app.command("init")(init_model)
+app.command("verify")(verify_models)
+app.command("import")(import_model)
+app.command("export")(export_version)
+app.add_typer(keys, name="keys")
 app.command("models")(admin_commands.list_models)
-app.command("promote")(admin_commands.promote_version)
-app.command("rollback")(admin_commands.roll_back)
+app.command("describe")(admin_commands.describe_version)
+app.command("promote")(change_commands.promote_version)
+app.command("rollback")(change_commands.roll_back)
+app.command("rollout")(admin_commands.show_rollout)
+app.command("freeze")(change_commands.freeze)
+app.command("unfreeze")(change_commands.unfreeze)
+app.command("pin")(change_commands.pin)
+app.command("unpin")(change_commands.unpin)
+app.command("block")(change_commands.block)
+app.command("unblock")(change_commands.unblock)
+app.command("gc")(change_commands.remove_old)
+app.add_typer(token, name="token")
 app.command("drift")(admin_commands.show_drift)
 app.command("drift-check")(check_drift)
 app.command("history")(admin_commands.show_history)

@@ -16,14 +16,6 @@ ModelsDir = Annotated[
     Path, typer.Argument(metavar="MODELS_DIR", help="Directory that holds one directory per model.")
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
-AdminAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--admin",
-        metavar="HOST:PORT",
-        help="Admin port of the server; by default that of the server that runs on MODELS_DIR.",
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a script.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the history.")]
 Actor = Annotated[

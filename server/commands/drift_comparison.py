@@ -35,6 +35,7 @@ from ..drift.drift_report import (
 )
 from ..drift.feature_faults import Key, TensorCounts
 from ..drift.yardstick import Yardstick
+from ..services.admin.drift_messages import drift_message
 from .admin_client import as_dict
 from .report_tables import drift_table
 
@@ -134,9 +135,6 @@ def view(reference: Path, current: Path, comparison: Comparison, limit: int) -> 
 
 def _message(comparison: Comparison) -> admin_pb2.DriftReport:
     """In the form that the tables print."""
-    # Late: it brings the whole server, which the figures do not need.
-    from ..services.admin_service import drift_message
-
     return drift_message(
         DriftReport(
             model="",

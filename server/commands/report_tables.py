@@ -21,6 +21,9 @@ _STYLES = {
     "READY": "green",
     "FAILED": "bold red",
     "LOADING": "yellow",
+    "VERIFYING": "yellow",
+    "WARMING": "yellow",
+    "DRAINING": "yellow",
     "ok": "green",
     "warning": "yellow",
     "drift": "bold red",
@@ -61,6 +64,9 @@ def versions_view(models: Iterable[admin_pb2.ModelVersions], *, served: bool) ->
         else:
             champion = f"champion {model.champion}" if model.champion else "no champion"
             title.append(f"  {champion}, revision {model.revision}", "not bold")
+        if model.frozen:
+            title.append("  frozen", "bold cyan")
+            title.append(f": {model.frozen_reason}" if model.frozen_reason else "", "not bold")
         if model.log_rows_dropped:
             title.append(f"  {model.log_rows_dropped:,} rows dropped by the traffic log", "red")
         if model.log_failing:
@@ -76,7 +82,7 @@ def versions_view(models: Iterable[admin_pb2.ModelVersions], *, served: bool) ->
 def _versions_table(versions: Iterable[admin_pb2.VersionInfo], served: bool) -> Table:
     table = Table(box=None, pad_edge=True, header_style="dim")
     table.add_column("version", justify="right", no_wrap=True)
-    table.add_column("role", no_wrap=True)
+    table.add_column("role", overflow="fold")
     if served:
         table.add_column("state", overflow="fold")
         table.add_column("rows", justify="right", no_wrap=True)
@@ -91,12 +97,23 @@ def _versions_table(versions: Iterable[admin_pb2.VersionInfo], served: bool) -> 
         live: list[Text] = [state, Text(f"{item.rows:,}")] if served else []
         table.add_row(
             str(item.version),
-            _styled(item.role),
+            _role(item),
             *live,
             moment(item.created_ms)[:16],
             escape("  ".join(f"{name} {value:.4g}" for name, value in sorted(own.items()))),
         )
     return table
+
+
+def _role(item: admin_pb2.VersionInfo) -> Text:
+    """With what was decided about the version."""
+    words = [_styled(item.role)] if item.role else []
+    if item.pinned:
+        words.append(Text("pinned", "cyan"))
+    if item.blocked:
+        why = f" ({item.blocked_reason})" if item.blocked_reason else ""
+        words.append(Text.assemble(("blocked", "bold red"), why))
+    return Text(", ").join(words)
 
 
 def drift_table(report: admin_pb2.DriftReport, limit: int) -> RenderableType:

@@ -1,8 +1,8 @@
 """`trimtab serve`: its options, the settings they make, the banner, the way to stop.
 
 The server itself is `app.py`. It is imported late, because the other commands should not wait for
-onnxruntime. The banner asks the server's own admin port from a thread of its own: what it shows
-is what a client would be told, and serving never waits for it.
+onnxruntime. The banner asks what ListVersions answers, on a thread of its own: serving never waits
+for it.
 """
 
 import asyncio
@@ -23,9 +23,10 @@ import typer
 from rich.console import Console
 
 from trimtab.proto import admin_pb2
+from trimtab.registry.errors import RegistryError
 
 from ..config import ConfigError, ServerConfig, load_server_config
-from .admin_client import AdminClient, AdminError
+from ..errors import TrimtabError
 from .command_options import ModelsDir, known_directory
 from .report_tables import versions_view
 
@@ -81,6 +82,14 @@ def serve_models(
     admin_port: Annotated[
         int | None,
         typer.Option(help="Admin port; 0 takes a free one. (8003)", rich_help_panel=_LISTEN),
+    ] = None,
+    admin_tokens: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Tokens that callers of the admin port need (`trimtab token new`).",
+            rich_help_panel=_LISTEN,
+        ),
     ] = None,
     metrics: Annotated[
         bool | None,
@@ -215,6 +224,7 @@ def serve_models(
         "server.port": port,
         "server.admin_host": admin_host,
         "server.admin_port": admin_port,
+        "server.admin_tokens": str(admin_tokens) if admin_tokens else None,
         "server.metrics": metrics,
         "server.metrics_port": metrics_port,
         "server.frontend": frontend.value if frontend else None,
@@ -307,9 +317,8 @@ def _announce(listening: "Listening", as_json: bool) -> None:
     models: Sequence[admin_pb2.ModelVersions] = ()
     problem = ""
     try:
-        with AdminClient(listening.admin) as client:
-            models = list(client.list_versions().models)
-    except AdminError as error:
+        models = list(listening.list_versions().models)
+    except (OSError, TrimtabError, RegistryError) as error:
         problem = str(error)
     if as_json:
         line = {

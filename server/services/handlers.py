@@ -12,11 +12,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """What a call says of who makes it. TLS has checked the certificate, nobody the rest."""
+
+    authorization: str = ""  # the metadata of that name, if there is one and no second
+    certificate_name: str = ""  # of the client's certificate; empty: it showed none
+
+
+@dataclass(frozen=True, slots=True)
 class CallContext:
     """What a handler may know about a call beyond its message."""
 
     deadline: float | None = None  # time.monotonic() seconds; None: the client set none
     peer: str = ""
+    caller: Callable[[], Caller] = Caller  # a function, as most services never ask
+    actor: str = ""  # who calls, by a credential that was checked; empty: none was asked for
 
 
 @dataclass(frozen=True, slots=True)

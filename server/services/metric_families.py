@@ -30,11 +30,14 @@ from ..drift.drift_state import COLLECTING
 from ..inference.statistics import BATCH_BOUNDS, LATENCY_BOUNDS_US, VersionStatistics
 from ..lifecycle.version_plan import ModelStatus, VersionState
 from ..logs.traffic_log import TrafficStats
+from ..loop.label_stats import OUTCOMES, LabelStats
 from ..loop.loop_stats import LoopStats
+from ..loop.quality import DEGRADED, Quality
 
 MAX_FEATURES = 20  # of one model, those that drifted most
 _MAX_LABEL = 128  # characters of a feature's name
 _DRIFT_STATES = (COLLECTING, OK, WARNING, DRIFT)
+_QUALITY_STATES = (COLLECTING, OK, DEGRADED)
 _VERSION = ("model", "version")
 _MODEL = ("model",)
 
@@ -258,6 +261,7 @@ def of_loops(loops: Sequence[LoopStats]) -> list[Metric]:
         finished,
         running,
         *_of_drift(loops),
+        *_of_labels(loops),
         *_of_traffic(loops),
     ]
 
@@ -319,6 +323,94 @@ def _of_drift(loops: Sequence[LoopStats]) -> list[Metric]:
             if math.isfinite(feature.log_evidence):
                 evidence.add_metric((*labels, *key), feature.log_evidence)
     return [state, rows, broken, psi, strength, evidence]
+
+
+_QualityValue = Callable[[Quality], float]
+_QUALITY_GAUGES: tuple[tuple[str, str, _QualityValue], ...] = (
+    ("trimtab_quality_window_rows", "Labelled rows in the window", lambda q: q.rows),
+    ("trimtab_quality_loss", "Mean loss in the window", lambda q: q.mean),
+    ("trimtab_quality_loss_low", "Lower end of its 95 % interval", lambda q: q.low),
+    ("trimtab_quality_loss_high", "Upper end of its 95 % interval", lambda q: q.high),
+    ("trimtab_quality_reference_loss", "Mean loss in the reference", lambda q: q.reference_mean),
+    (
+        "trimtab_quality_log_evidence",
+        "Natural logarithm of the evidence that losses are others than the reference's",
+        lambda q: q.log_evidence,
+    ),
+)
+_LAG_QUANTILES = (("0.5", 0), ("0.9", 1), ("0.99", 2))
+
+
+def _of_labels(loops: Sequence[LoopStats]) -> list[Metric]:
+    """What labels tell of each version that has a window."""
+    known = [(loop.model, loop.quality) for loop in loops if loop.quality is not None]
+    outcomes = CounterMetricFamily(
+        "trimtab_label_outcomes", "Labels held against answers, by outcome",
+        labels=(*_MODEL, "outcome"),
+    )  # fmt: skip
+    waiting = GaugeMetricFamily(
+        "trimtab_labels_waiting", "Labels without an outcome yet", labels=_MODEL
+    )
+    young = GaugeMetricFamily(
+        "trimtab_labels_young", "Labels that found their row and are not mature", labels=_MODEL
+    )
+    remembered = GaugeMetricFamily(
+        "trimtab_answers_remembered", "Answered rows that a label would find", labels=_MODEL
+    )
+    forgotten = CounterMetricFamily(
+        "trimtab_answers_forgotten", "Answered rows that newer ones have pushed out", labels=_MODEL
+    )
+    one_sided = GaugeMetricFamily(
+        "trimtab_labels_one_sided", "1 while labels are of one class only", labels=_MODEL
+    )
+    lag = GaugeMetricFamily(
+        "trimtab_label_lag_seconds",
+        "Time from a prediction until its label was known, by quantile",
+        labels=(*_MODEL, "quantile"),
+    )
+    state = GaugeMetricFamily(
+        "trimtab_quality_state",
+        "1 for the state that the champion is in, 0 for the others",
+        labels=(*_MODEL, "state"),
+    )
+    for model, stats in known:
+        for outcome in OUTCOMES:
+            outcomes.add_metric((model, outcome), stats.outcomes[outcome])
+        waiting.add_metric((model,), stats.waiting)
+        young.add_metric((model,), stats.young)
+        remembered.add_metric((model,), stats.remembered)
+        forgotten.add_metric((model,), stats.forgotten)
+        one_sided.add_metric((model,), stats.one_sided)
+        if stats.lag_ms is not None:
+            for name, place in _LAG_QUANTILES:
+                lag.add_metric((model, name), stats.lag_ms[place] / 1000)
+        if stats.quality is not None:
+            for name in _QUALITY_STATES:
+                state.add_metric((model, name), stats.quality.state == name)
+    families = [outcomes, waiting, young, remembered, forgotten, one_sided, lag, state]
+    return [*families, *_of_quality(known)]
+
+
+def _of_quality(known: Sequence[tuple[str, LabelStats]]) -> list[Metric]:
+    families: list[Metric] = []
+    of_version = (*_VERSION, "metric")
+    for name, meaning, value in _QUALITY_GAUGES:
+        gauge = GaugeMetricFamily(name, meaning, labels=of_version)
+        for model, stats in known:
+            for each in stats.versions:
+                if math.isfinite(figure := value(each.quality)):
+                    labels = (model, str(each.quality.version), each.quality.metric)
+                    gauge.add_metric(labels, figure)
+        families.append(gauge)
+    coverage = GaugeMetricFamily(
+        "trimtab_label_coverage", "Share of a version's remembered rows that ever got a label",
+        labels=_VERSION,
+    )  # fmt: skip
+    for model, stats in known:
+        for each in stats.versions:
+            if math.isfinite(each.coverage):
+                coverage.add_metric((model, str(each.quality.version)), each.coverage)
+    return [*families, coverage]
 
 
 def _of_traffic(loops: Sequence[LoopStats]) -> list[Metric]:

@@ -20,7 +20,10 @@ from .protocol import SERVICE, parse, unary
 
 _STATES = {
     VersionState.LOADING: "LOADING",
+    VersionState.VERIFYING: "LOADING",
+    VersionState.WARMING: "LOADING",
     VersionState.READY: "READY",
+    VersionState.DRAINING: "UNLOADING",
     VersionState.UNLOADED: "UNAVAILABLE",
     VersionState.FAILED: "UNAVAILABLE",
 }

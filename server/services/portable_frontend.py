@@ -12,6 +12,7 @@ it has; the client is told why.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ import grpc.aio
 
 from ..errors import UnavailableError
 from ..inference.executor import SHUTTING_DOWN
-from .handlers import BidiHandler, CallContext, Handler, StreamHandler, UnaryHandler
+from .handlers import BidiHandler, CallContext, Caller, Handler, StreamHandler, UnaryHandler
 from .listen_address import check_free
 from .refusals import refusal
 from .transport_options import Certificates, TransportOptions
@@ -244,7 +245,19 @@ def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
 def _call_context(context: _Context) -> CallContext:
     remaining = context.time_remaining()
     return CallContext(
-        deadline=None if remaining is None else time.monotonic() + remaining, peer=context.peer()
+        deadline=None if remaining is None else time.monotonic() + remaining,
+        peer=context.peer(),
+        caller=functools.partial(_caller, context),
+    )
+
+
+def _caller(context: _Context) -> Caller:
+    told = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    shown = context.auth_context()
+    names = [*shown.get("x509_common_name", ()), *shown.get("x509_subject_alternative_name", ())]
+    return Caller(
+        authorization=str(told[0]) if len(told) == 1 else "",
+        certificate_name=names[0].decode(errors="replace") if names else "",
     )
 
 

@@ -1,7 +1,7 @@
 """What both frontends take beside an address and handlers: limits, compression, TLS, keepalive."""
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ class TransportOptions:
     keepalive_s: float = 7200.0
     keepalive_timeout_s: float = 20.0
     max_concurrent_streams: int = 0
+    prefix: str = ""  # of the settings of TLS, as messages name them
 
     @classmethod
     def of(cls, listen: ListenConfig) -> "TransportOptions":
@@ -44,6 +45,19 @@ class TransportOptions:
         )
 
     @classmethod
+    def of_admin(cls, listen: ListenConfig) -> "TransportOptions":
+        """Of the admin port, which has certificates of its own."""
+        return replace(
+            cls.of(listen),
+            compression="none",
+            max_concurrent_streams=0,
+            tls_cert=listen.admin_tls_cert,
+            tls_key=listen.admin_tls_key,
+            tls_client_ca=listen.admin_tls_client_ca,
+            prefix="admin_",
+        )
+
+    @classmethod
     def of_size(cls, max_message_bytes: int | None) -> "TransportOptions":
         return cls() if max_message_bytes is None else cls(max_message_bytes=max_message_bytes)
 
@@ -55,32 +69,38 @@ class TransportOptions:
             ("tls_client_ca", "tls_cert"),
         ):
             if getattr(self, name) and not getattr(self, needed):
-                raise OSError(f"{name} = {getattr(self, name)}: needs {needed} beside it")
+                raise OSError(
+                    f"{self.prefix}{name} = {getattr(self, name)}: needs {self.prefix}{needed} "
+                    "beside it"
+                )
         if not self.tls_cert:
             return None
         found = Certificates(
-            _read("tls_cert", self.tls_cert),
-            _read("tls_key", self.tls_key),
-            _read("tls_client_ca", self.tls_client_ca) if self.tls_client_ca else b"",
+            self._read("tls_cert"),
+            self._read("tls_key"),
+            self._read("tls_client_ca") if self.tls_client_ca else b"",
         )
         # gRPC would only say on standard error that it cannot, and not of which file.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        where = f"tls_cert = {self.tls_cert}, tls_key = {self.tls_key}"
+        name = self.prefix
+        where = f"{name}tls_cert = {self.tls_cert}, {name}tls_key = {self.tls_key}"
         try:
             context.load_cert_chain(self.tls_cert, self.tls_key, _no_password)
             if self.tls_client_ca:
-                where = f"tls_client_ca = {self.tls_client_ca}"
+                where = f"{name}tls_client_ca = {self.tls_client_ca}"
                 context.load_verify_locations(self.tls_client_ca)
         except (ssl.SSLError, ValueError) as error:
             raise OSError(f"{where}: cannot be used: {error}") from error
         return found
 
-
-def _read(name: str, file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise OSError(f"{name} = {file}: cannot be read: {error.strerror}") from error
+    def _read(self, name: str) -> bytes:
+        file = getattr(self, name)
+        try:
+            return Path(file).read_bytes()
+        except OSError as error:
+            raise OSError(
+                f"{self.prefix}{name} = {file}: cannot be read: {error.strerror}"
+            ) from error
 
 
 def _no_password() -> str:

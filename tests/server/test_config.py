@@ -57,6 +57,12 @@ def test_an_absent_model_file_leaves_the_defaults(tmp_path: Path) -> None:
         ("[drift]\nks = 2", r"\[drift\] ks = 2.0: must be at most 1"),
         ("[drift]\npanes = 0", r"\[drift\] panes = 0: must be at least 1"),
         ("[drift]\npanes = 1.5", r"\[drift\] panes = 1.5: must be a whole number"),
+        (
+            "[promotion]\ncanary_steps = [0.5, 0.1]",
+            r"trimtab.toml: \[promotion\] canary_steps = \[0.5, 0.1\]: must ascend",
+        ),
+        ("[promotion]\ncanary_steps = [0.5, 1]", r"from above 0 to below 1"),
+        ("[promotion]\ncanary_steps = []", r"canary_steps = \[\]: must ascend"),
         ("[drift]\npanes = true", r"\[drift\] panes = True: must be a whole number"),
         ("[drift]\npsi = nan", r"\[drift\] psi = nan: must be a number"),
         ("[promotion]\npolicy = 'yes'", r"policy = 'yes': must be one of auto, manual"),
@@ -97,7 +103,7 @@ def test_the_reference_in_docs_lists_every_setting_with_its_default() -> None:
                 str(default).lower()
                 if isinstance(default, bool | str)
                 else list(default)
-                if default == ()
+                if isinstance(default, tuple)
                 else default
             )
             assert f"`{shown}`" in rows[key].replace('"', ""), key

@@ -20,7 +20,9 @@ from trimtab.server.inference.statistics import (
 )
 from trimtab.server.lifecycle.version_plan import ModelStatus, VersionState, VersionStatus
 from trimtab.server.logs.traffic_log import TrafficStats
+from trimtab.server.loop.label_stats import OUTCOMES, LabelStats, VersionLabels
 from trimtab.server.loop.loop_stats import DriftStats, LoopStats, TrainingStats
+from trimtab.server.loop.quality import Quality
 from trimtab.server.services.metric_families import (
     MAX_FEATURES,
     LoadedVersion,
@@ -95,6 +97,33 @@ LOOP = LoopStats(
         failing="No space left on device",
     ),
     trainings=TrainingStats(started=4, published=1, refused=1, failed=1, running=True),
+    quality=LabelStats(
+        outcomes={name: 10 * place for place, name in enumerate(OUTCOMES, 1)},
+        waiting=7,
+        young=8,
+        remembered=900,
+        forgotten=90,
+        one_sided=True,
+        lag_ms=(1_000.0, 60_000.0, 90_000.0),
+        versions=(
+            VersionLabels(
+                Quality(
+                    version=2,
+                    metric="log_loss",
+                    state="degraded",
+                    rows=5_000,
+                    mean=0.5,
+                    low=0.4,
+                    high=0.6,
+                    reference_mean=0.3,
+                    log_evidence=12.5,
+                ),
+                answered=800,
+                labelled=200,
+            ),
+        ),
+        champion=2,
+    ),
 )
 BUILD = {"version": "1.2.3", "frontend": "portable", "grpc": "1.80.0"}
 
@@ -256,12 +285,39 @@ def test_the_loop_shows_drift_logs_and_trainings() -> None:
         f"trimtab_traffic_log_write_errors_total{{{m}}}": 2,
         f"trimtab_traffic_log_rows_queued{{{m}}}": 90,
         f"trimtab_traffic_log_failing{{{m}}}": 1,
+        f'trimtab_label_outcomes_total{{{m},outcome="joined"}}': 10,
+        f'trimtab_label_outcomes_total{{{m},outcome="duplicate"}}': 20,
+        f'trimtab_label_outcomes_total{{{m},outcome="corrected"}}': 30,
+        f'trimtab_label_outcomes_total{{{m},outcome="unknown"}}': 40,
+        f'trimtab_label_outcomes_total{{{m},outcome="left_out"}}': 50,
+        f'trimtab_label_outcomes_total{{{m},outcome="wrong_type"}}': 60,
+        f'trimtab_label_outcomes_total{{{m},outcome="no_answer"}}': 70,
+        f'trimtab_label_outcomes_total{{{m},outcome="unread"}}': 80,
+        f"trimtab_labels_waiting{{{m}}}": 7,
+        f"trimtab_labels_young{{{m}}}": 8,
+        f"trimtab_labels_one_sided{{{m}}}": 1,
+        f"trimtab_answers_remembered{{{m}}}": 900,
+        f"trimtab_answers_forgotten_total{{{m}}}": 90,
+        f'trimtab_label_lag_seconds{{{m},quantile="0.5"}}': 1,
+        f'trimtab_label_lag_seconds{{{m},quantile="0.9"}}': 60,
+        f'trimtab_label_lag_seconds{{{m},quantile="0.99"}}': 90,
+        f'trimtab_quality_state{{{m},state="collecting"}}': 0,
+        f'trimtab_quality_state{{{m},state="ok"}}': 0,
+        f'trimtab_quality_state{{{m},state="degraded"}}': 1,
+        f'trimtab_quality_window_rows{{metric="log_loss",{m},version="2"}}': 5_000,
+        f'trimtab_quality_loss{{metric="log_loss",{m},version="2"}}': 0.5,
+        f'trimtab_quality_loss_low{{metric="log_loss",{m},version="2"}}': 0.4,
+        f'trimtab_quality_loss_high{{metric="log_loss",{m},version="2"}}': 0.6,
+        f'trimtab_quality_reference_loss{{metric="log_loss",{m},version="2"}}': 0.3,
+        f'trimtab_quality_log_evidence{{metric="log_loss",{m},version="2"}}': 12.5,
+        f'trimtab_label_coverage{{{m},version="2"}}': 0.25,
     }
 
 
 def test_what_is_not_watched_or_not_logged_has_no_series() -> None:
     shown = series(of_loops([LoopStats("m")]))
-    assert not [key for key in shown if "drift" in key or "traffic" in key]
+    absent = ("drift", "traffic", "quality", "trimtab_label_", "trimtab_answers")
+    assert not [key for key in shown if any(part in key for part in absent)]
     assert 'trimtab_observed_rows_total{model="m"}' in shown
 
 

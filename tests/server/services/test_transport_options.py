@@ -1,17 +1,14 @@
 """TLS, compression and limits of connections, over both transports."""
 
 import asyncio
-import shutil
-import subprocess
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from tests.certificates import Files, make_certificates
 from tests.live import unary
 from trimtab.server.config import ListenConfig
 from trimtab.server.services.frontends import choose_frontend
@@ -31,6 +28,11 @@ def frontend_class(request: pytest.FixtureRequest) -> Any:
     return choose_frontend(request.param)[0]
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
 def run(
     frontend_class: Any, options: TransportOptions, body: Callable[[int], Awaitable[None]]
 ) -> None:
@@ -43,52 +45,6 @@ def run(
             await frontend.stop(1.0)
 
     asyncio.run(main())
-
-
-@dataclass(frozen=True)
-class Files:
-    """A certificate authority, and a certificate with its key for the server and for a client."""
-
-    folder: Path
-
-    def path(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("makes its certificates with openssl")
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def call(*arguments: str) -> None:
-        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for authority in ("ca", "other_ca"):
-        call("req", "-x509", *key, "-days", "2", "-subj", f"/CN={authority}")
-        (folder / "privkey.pem").rename(folder / f"{authority}.key")
-    # `req -x509` without -out writes to standard output in some releases and nowhere in others.
-    for authority in ("ca", "other_ca"):
-        call(
-            *("req", "-x509", "-key", f"{authority}.key", "-days", "2"),
-            *("-subj", f"/CN={authority}", "-out", f"{authority}.pem"),
-        )
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    for name, authority in (("server", "ca"), ("client", "ca"), ("stranger", "other_ca")):
-        call("req", *key, "-keyout", f"{name}.key", "-subj", f"/CN={name}", "-out", f"{name}.csr")
-        call(
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem"),
-            *("-CAkey", f"{authority}.key", "-CAcreateserial", "-days", "2"),
-            *("-extfile", "names", "-out", f"{name}.pem"),
-        )
-    call("ec", "-in", "server.key", "-aes128", "-passout", "pass:secret", "-out", "encrypted.key")
-    (folder / "garbage.pem").write_text("not a certificate\n")
-    return Files(folder)
 
 
 async def call_over_tls(port: int, files: Files, client: str | None = None) -> None:
