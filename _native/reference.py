@@ -36,16 +36,19 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class TensorReference:
-    """The features of one tensor, in the order of its columns: all numeric or all categorical."""
+    """The features of one tensor, in the order of its columns: all numeric or all categorical.
+
+    No tensor of the model, but counted like one: the role "loss" is how wrong it was, row by row.
+    """
 
     tensor: str
-    role: Literal["input", "output"]
+    role: Literal["input", "output", "loss"]
     features: tuple[Feature, ...]
 
     def __post_init__(self) -> None:
-        if self.role not in ("input", "output"):
+        if self.role not in ("input", "output", "loss"):
             raise ValueError(
-                f"role of tensor {self.tensor!r} is {self.role!r}, not input or output"
+                f"role of tensor {self.tensor!r} is {self.role!r}, not input, output or loss"
             )
         if len({type(feature) for feature in self.features}) > 1:
             raise ValueError(f"tensor {self.tensor!r} mixes numeric and categorical features")
@@ -53,11 +56,20 @@ class TensorReference:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceProfile:
-    """Every watched tensor of a version, and how many rows the inputs were counted over."""
+    """Every watched tensor of a version, and how many rows the inputs were counted over.
+
+    `losses` are apart from the others: windows of live rows are held against `tensors`.
+    """
 
     rows: int
     tensors: tuple[TensorReference, ...]
     format: int = reference_file.FORMAT
+    losses: tuple[TensorReference, ...] = ()
+
+    def __post_init__(self) -> None:
+        for tensor in (*self.tensors, *self.losses):
+            if (tensor.role == "loss") != (tensor in self.losses):
+                raise ValueError(f"{tensor.role} tensor {tensor.tensor!r} is not in its place")
 
     def __add__(self, other: object) -> "ReferenceProfile":
         """The profile of both sides' rows.
@@ -72,14 +84,22 @@ class ReferenceProfile:
             raise ValueError(
                 f"profiles of {len(self.tensors)} and {len(other.tensors)} tensors cannot be added"
             )
+        if len(self.losses) != len(other.losses):
+            raise ValueError(
+                f"profiles of {len(self.losses)} and {len(other.losses)} losses cannot be added"
+            )
         return ReferenceProfile(
             rows=exact_sum.add("rows", self.rows, other.rows),
             tensors=tuple(map(_added, self.tensors, other.tensors)),
+            losses=tuple(map(_added, self.losses, other.losses)),
         )
 
     def save(self, path: Path) -> None:
         """Writes one npz file, of the same bytes for the same profile; OSError if it cannot."""
-        tensors = [(tensor.tensor, tensor.role, tensor.features) for tensor in self.tensors]
+        tensors = [
+            (tensor.tensor, tensor.role, tensor.features)
+            for tensor in (*self.tensors, *self.losses)
+        ]
         reference_file.write(path, self.rows, tensors)
 
     @classmethod
@@ -87,7 +107,12 @@ class ReferenceProfile:
         """Reads what `save` wrote, now or in an older format; ReferenceFormatError, OSError."""
         rows, tensors = reference_file.read(path)
         try:
-            return cls(rows, tuple(TensorReference(*tensor) for tensor in tensors))
+            found = [TensorReference(*tensor) for tensor in tensors]
+            return cls(
+                rows,
+                tuple(tensor for tensor in found if tensor.role != "loss"),
+                losses=tuple(tensor for tensor in found if tensor.role == "loss"),
+            )
         except ValueError as error:
             raise ReferenceFormatError(f"{path}: {error}") from None
 

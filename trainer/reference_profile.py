@@ -11,16 +11,20 @@ world. The bands are even in log-odds, so that rare events have bands of their o
 
 Input columns carry their importances, so that a report can tell drift that matters from drift that
 does not.
+
+How wrong the model was on the same held-out rows is kept as a distribution too, row by row: what
+labels of live rows are held against.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab._native.losses import ABSOLUTE_ERROR, LOG_LOSS, absolute_error, log_loss
 from trimtab._native.reference import (
     ReferenceProfile,
     TensorReference,
@@ -40,10 +44,12 @@ def reference_profile(
     window: Dataset,
     outputs: dict[str, NDArray[Any]],
     importances: Mapping[str, float] | None = None,
+    losses: TensorReference | None = None,
 ) -> ReferenceProfile:
     """The profile of a version with this signature; `outputs` as the ONNX model has them.
 
-    `importances` of input columns by name; a column that is not there, or NaN, has none.
+    `importances` of input columns by name; a column that is not there, or NaN, has none. `losses`
+    as `losses_of` gives them; None: nothing is known of how wrong it is.
     """
     inputs = window.inputs()
     tensors = [
@@ -51,7 +57,8 @@ def reference_profile(
         for spec in signature.inputs
     ]
     tensors += [_tensor(spec, "output", outputs[spec.name]) for spec in signature.outputs]
-    return ReferenceProfile(rows=len(window), tensors=tuple(tensors))
+    known = (losses,) if losses is not None else ()
+    return ReferenceProfile(rows=len(window), tensors=tuple(tensors), losses=known)
 
 
 def _weighed(tensor: TensorReference, importances: Mapping[str, float]) -> TensorReference:
@@ -72,6 +79,23 @@ def outputs_of(
     kind = object if isinstance(classes[0], str) else np.int64
     labels = np.array(classes, dtype=kind)[np.argmax(prediction, axis=1)]
     return {"label": labels, "probabilities": prediction.astype(np.float32)}
+
+
+def losses_of(
+    truth: NDArray[Any], prediction: NDArray[Any], classes: Sequence[Any]
+) -> TensorReference:
+    """How wrong a prediction (fit.predict) was, row by row; `classes` as Dataset.classes().
+
+    The prediction is taken as the ONNX model gives it, in float32.
+    """
+    given = prediction.astype(np.float32)
+    if not classes:
+        feature = numeric_feature(ABSOLUTE_ERROR, absolute_error(given, truth))
+    else:
+        places = {value: place for place, value in enumerate(classes)}
+        column = np.array([places[value] for value in truth.tolist()], np.intp)
+        feature = numeric_feature(LOG_LOSS, log_loss(given[np.arange(len(truth)), column]))
+    return TensorReference(tensor="loss", role="loss", features=(feature,))
 
 
 def _tensor(spec: TensorSpec, role: Any, values: NDArray[Any]) -> TensorReference:

@@ -62,7 +62,9 @@ OnPane = Callable[[WindowSnapshot], None]
 class _Watch(Protocol):
     """One tensor's histogram."""
 
-    role: Role
+    @property
+    def role(self) -> str: ...
+
     tensor: str
     width: int
 

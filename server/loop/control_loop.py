@@ -32,10 +32,12 @@ from ..config import ServerConfig
 from ..errors import NotFoundError
 from ..events import EventBus, wall_ms
 from ..logs.traffic_log import TrafficStats
+from ..rollout.lifecycle import Held, Lifecycle
+from ..rollout.rollout_desk import RolloutDesk
 from .loop_tap import LoopTap
 from .model_context import ModelContext
 from .model_loop import ModelLoop
-from .training_desk import Promoter, Spawn, TrainingDesk, TrainRequest
+from .training_desk import Spawn, TrainingDesk, TrainRequest
 from .training_run import TrainingRun
 
 _log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class ControlLoop:
         self._wall = wall
         self._spawn = spawn
         self._tick_s = tick_s
-        self._promoter: Promoter | None = None
+        self._lifecycle: Lifecycle | None = None
         self._queue: queue.SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
         self._queue = queue.SimpleQueue()
         self._models_lock = threading.Lock()  # guards writers of _models; held while one is opened
@@ -90,9 +92,9 @@ class ControlLoop:
         """Messages that could not be dealt with; each was logged."""
         return self._failures
 
-    def start(self, promoter: Promoter) -> None:
-        """Begins to decide; `promoter` makes versions champions."""
-        self._promoter = promoter
+    def start(self, lifecycle: Lifecycle) -> None:
+        """Begins to decide; `lifecycle` makes versions champions."""
+        self._lifecycle = lifecycle
         self._thread.start()
 
     def stop(self) -> None:
@@ -207,7 +209,8 @@ class ControlLoop:
             )
         except RegistryError as error:  # not even a name
             raise NotFoundError(f"Request for unknown model: '{name}' is not found") from error
-        loop = ModelLoop(context, TrainingDesk(context, _Late(self), self._spawn))
+        rollout = RolloutDesk(context, _Late(self))
+        loop = ModelLoop(context, TrainingDesk(context, rollout, self._spawn), rollout)
         loop.open()
         return loop
 
@@ -270,7 +273,7 @@ class ControlLoop:
         for settling in waiting:
             if settling.future.cancelled():
                 continue
-            settling.busy = settling.loop.desk.busy()
+            settling.busy = settling.loop.busy()
             if settling.busy:
                 self._settling.append(settling)
             else:
@@ -307,12 +310,25 @@ class Settling:
 
 
 class _Late:
-    """The promoter, which is made after the control loop."""
+    """The lifecycle, which is made after the control loop."""
 
     def __init__(self, loop: ControlLoop) -> None:
         self._loop = loop
 
     def promote(self, model: str, version: int, **rest: Any) -> object:
-        promoter = self._loop._promoter
-        assert promoter is not None, "the control loop was not started"
-        return promoter.promote(model, version, **rest)
+        return self._lifecycle.promote(model, version, **rest)
+
+    def rollback(self, model: str, **rest: Any) -> object:
+        return self._lifecycle.rollback(model, **rest)
+
+    def hold(self, model: str, version: int) -> Held:
+        return self._lifecycle.hold(model, version)
+
+    def split(self, model: str, version: int | None, share: float = 0.0) -> None:
+        self._lifecycle.split(model, version, share)
+
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        lifecycle = self._loop._lifecycle
+        assert lifecycle is not None, "the control loop was not started"
+        return lifecycle

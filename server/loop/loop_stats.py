@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from ..drift.drift_report import FeatureDrift
 from ..logs.traffic_log import TrafficStats
+from .label_stats import LabelStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +47,4 @@ class LoopStats:
     drift: DriftStats | None = None  # None: nothing answers, or drift is not watched
     traffic: TrafficStats | None = None  # None: there is no traffic log
     trainings: TrainingStats = TrainingStats()
+    quality: LabelStats | None = None  # None: labels are not held against answers

@@ -1,9 +1,9 @@
-"""What an executor tells the loop, batch by batch: the log first, then the drift monitor, then the count.
+"""What an executor tells the loop, batch by batch: log, drift monitor, mirror, then the count.
 
 One tap per loaded version. Rows of every version are logged; only those of the version that
 answers are counted for drift. The order of the steps is what makes `settle` exact: a pane that a
-batch filled, or ended by its time, is in the control loop's queue before the batch's rows show in
-`observed_rows`. All rows of a batch belong to one moment, that of the clock after its event times.
+batch filled, or ended by its time, is in the control loop's queue, and the batch in the mirror's,
+before its rows show in `observed_rows`. All rows of a batch belong to one moment, that of the clock after its event times.
 
 A tap keeps what its version needs to be watched (signature and reference profile, read when the
 version was loaded), so that a change of champion reads no file.
@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from trimtab._native.reference import ReferenceProfile
 from trimtab.registry.manifest import Signature
@@ -23,9 +23,11 @@ from ..drift.drift_monitor import DriftMonitor
 from ..drift.drift_report import FeatureDrift, WindowSnapshot
 from ..drift.drift_state import DriftState
 from ..drift.feature_faults import Key, recent
-from ..inference.observation import ObservedBatch
+from ..inference.observation import ObservedBatch, ObservedCalls
+from ..inference.tensor import Tensor
 from ..logs.traffic_log import TrafficLog
 from ..logs.traffic_rows import TrafficLayout
+from .answered_rows import AnswerTap
 from .loop_clock import LoopClock
 
 
@@ -73,16 +75,24 @@ class TapStats:
     failures: int  # batches that the log or the monitor failed on
 
 
+class BatchSink(Protocol):
+    """What takes batches to have another version compute them too, and never waits."""
+
+    def offer(self, batch: ObservedBatch) -> None: ...
+
+
 class Observed:
     """What all taps of one model share: the count of rows, the clock and the current champion.
 
-    `champion` is replaced by the lifecycle's callback and read by executors without a lock.
+    `champion` is replaced by the lifecycle's callback, `mirror` by the roll-out desk (None: nothing
+    is rolled out); executors read both without a lock.
     """
 
     def __init__(self, clock: LoopClock, log: TrafficLog | None) -> None:
         self.clock = clock
         self.log = log
         self.champion: ChampionWatch | None = None
+        self.mirror: BatchSink | None = None
         self._lock = threading.Lock()  # guards the three below: several versions run at once
         self._rows = 0
         self._failures = 0
@@ -128,8 +138,14 @@ class LoopTap:
     """Called by one executor, on its thread."""
 
     def __init__(
-        self, observed: Observed, signature: Signature, reference: ReferenceProfile | None
+        self,
+        observed: Observed,
+        signature: Signature,
+        reference: ReferenceProfile | None,
+        answers: AnswerTap | None = None,
     ) -> None:
+        """`answers`: what is answered is remembered there, for its labels."""
+        self._answers = answers
         self.signature = signature
         self.reference = reference
         self._observed = observed
@@ -145,6 +161,8 @@ class LoopTap:
                 observed.clock.all_seen(batch.calls.event_time_ms)
             if observed.log is not None:
                 observed.log.append(batch, self._layout)
+            if self._answers is not None:
+                self._answers(batch)
             champion = observed.champion
             if (
                 champion is not None
@@ -155,9 +173,17 @@ class LoopTap:
                     now = observed.clock.reading()
                     monitor.advance(now.ms, is_event_time=now.is_event_time)
                 monitor.observe(batch)
+            if (mirror := observed.mirror) is not None:
+                mirror.offer(batch)
             failed = False
         finally:
             observed.add(batch.rows, failed=failed)
+
+    def failed(self, model: str, version: int, inputs: Mapping[str, Tensor], rows: int) -> None:
+        """A request could not be computed; it is neither logged nor counted, but may be mirrored."""
+        mirror = self._observed.mirror
+        if mirror is not None:
+            mirror.offer(ObservedBatch(model, version, ObservedCalls.of([]), rows, inputs, {}, -1))
 
 
 def evidence_of(features: tuple[FeatureDrift, ...], at_most: int = 5) -> list[dict[str, Any]]:

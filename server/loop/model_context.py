@@ -18,17 +18,18 @@ from ..config import ConfigError, ServerConfig, load_model_policy
 from ..events import EventBus
 from ..logs.label_log import LabelLog
 from ..logs.traffic_log import TrafficLog
+from .label_monitor import LabelMonitor
 from .loop_clock import LoopClock
 from .loop_tap import Observed
 
 _log = logging.getLogger(__name__)
 
 ACTOR = "trimtab"
-_CHANGES = ("published", "promoted", "rolled_back")  # what the registry writes itself
 
 
 class ModelContext:
-    """One model's. `post(method, *arguments)` has the control loop call the method, in order."""
+    """One model's. `post(method, *arguments)` has the control loop call the method, in order;
+    `wall` is the wall clock in milliseconds."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class ModelContext:
         self.config = config
         self.policy = config.policy
         self.post = post
+        self.wall = wall
         self.clock = LoopClock(wall)
         self.now = self.clock.reading()
         self.labels = LabelLog(data / "labels", config.traffic.fsync_ms, self.clock.believed)
@@ -51,6 +53,7 @@ class ModelContext:
         if config.traffic.enabled:
             self.traffic = TrafficLog(data / "traffic", config.traffic, self._on_log_problem)
         self.observed = Observed(self.clock, self.traffic)
+        self.quality = LabelMonitor(self.policy.labels, self.policy.trigger.label_maturity_s)
         self._bus = bus
         self._policy_stamp: tuple[int, int] | None = None
         self._history_stamp: tuple[int, int] | None = None
@@ -75,6 +78,7 @@ class ModelContext:
                     self.publish("recovered", reason=f"{what}: {recovery}")
         entries = self.directory.history().entries
         self._told = entries[-1].sequence if entries else 0
+        self._bus.follow(self.name, entries)
         self._history_stamp = _stamp(self.directory.path / HISTORY_NAME)
 
     def close(self) -> None:
@@ -118,25 +122,20 @@ class ModelContext:
         )
 
     def tell_changes(self) -> None:
-        """Events for what the registry wrote itself, whoever had it do so: us, or a command."""
+        """Events for what is new in the history, whoever wrote it: us, a command, another process."""
         stamp = _stamp(self.directory.path / HISTORY_NAME)
         if stamp == self._history_stamp:
             return
         self._history_stamp = stamp
-        for entry in self.directory.history().entries:
+        entries = self.directory.history().entries
+        if entries and entries[-1].sequence < self._told:  # another model in its place
+            self._told = 0
+            self._bus.follow(self.name, ())
+        for entry in entries:
             if entry.sequence <= self._told:
                 continue
             self._told = entry.sequence
-            if entry.kind in _CHANGES:
-                self._bus.publish(
-                    entry.kind,
-                    self.name,
-                    version=entry.version,
-                    actor=entry.actor,
-                    reason=entry.reason,
-                    evidence=entry.evidence,
-                    event_time_ms=entry.event_time_ms,
-                )
+            self._bus.publish_entry(self.name, entry)
 
     def read_policy(self) -> None:
         """Follows trimtab.toml; a broken one changes nothing and is told of once."""
@@ -147,6 +146,7 @@ class ModelContext:
         self._policy_stamp = stamp
         try:
             self.policy = load_model_policy(path, self.config.policy)
+            self.quality.follow(self.policy.labels, self.policy.trigger.label_maturity_s)
         except ConfigError as error:
             self.publish("load_failed", reason=f"the policy stays as it was: {error}")
 

@@ -31,6 +31,7 @@ from ..drift.drift_report import (
 from ..drift.drift_state import COLLECTING
 from ..drift.feature_faults import MIN_PANE_ROWS, faults_of
 from ..logs.label_log import Label
+from ..rollout.rollout_desk import RolloutDesk
 from .loop_clock import Reading
 from .loop_stats import DriftStats, LoopStats
 from .loop_tap import ChampionWatch, LoopTap, evidence_of
@@ -45,9 +46,10 @@ _KIND = {OK: "drift_cleared", WARNING: "drift_warning", DRIFT: "drift"}
 class ModelLoop:
     """See the module."""
 
-    def __init__(self, context: ModelContext, desk: TrainingDesk) -> None:
+    def __init__(self, context: ModelContext, desk: TrainingDesk, rollout: RolloutDesk) -> None:
         self.context = context
         self.desk = desk
+        self.rollout = rollout
         self.name = context.name
         self.observed = context.observed
         # The executors own the taps; a version that is unloaded takes its tap along.
@@ -60,10 +62,12 @@ class ModelLoop:
         """Before the model is served, on whatever thread finds it first."""
         self.context.open()
         self.desk.open()
+        self.rollout.open()
 
     def close(self) -> None:
         """On the control loop's thread, or after it has ended."""
         self.desk.close()
+        self.rollout.close()
         self.context.close()
 
     def removed(self) -> bool:
@@ -71,6 +75,7 @@ class ModelLoop:
         return (
             self.observed.champion is None
             and self.desk.idle
+            and self.rollout.idle
             and not self.context.directory.path.is_dir()
         )
 
@@ -80,7 +85,8 @@ class ModelLoop:
         self, version: int, signature: Signature, reference: ReferenceProfile | None
     ) -> LoopTap:
         """The tap of a version that was just loaded."""
-        tap = LoopTap(self.observed, signature, reference)
+        answers = self.context.quality.watch(version, signature, reference)
+        tap = LoopTap(self.observed, signature, reference, answers)
         self._taps[version] = tap
         return tap
 
@@ -107,6 +113,9 @@ class ModelLoop:
     def submit_labels(self, labels: Sequence[Label], event_time_ms: int) -> None:
         """Returns once the labels are in the log; OSError: none of them is."""
         self.context.labels.append(labels, event_time_ms)
+        self.rollout.labels(labels)
+        believed_ms = self.context.clock.believed(event_time_ms)
+        self.context.quality.offer(labels, believed_ms)
         self.context.clock.label_seen(event_time_ms)
         self.context.post(self.on_labels, self.context.clock.reading())
 
@@ -164,6 +173,7 @@ class ModelLoop:
             drift=drift,
             traffic=traffic.stats if traffic is not None else None,
             trainings=self.desk.stats,
+            quality=self.context.quality.stats() if self.context.policy.labels.watch else None,
         )
 
     # On the control loop's thread.
@@ -243,14 +253,29 @@ class ModelLoop:
         if watch is self.observed.champion and watch.monitor is not None:
             watch.monitor.bootstrap()
 
+    def _look_at_labels(self) -> None:
+        """What labels say of the champion's answers, as far as that is worth an event."""
+        for event in self.context.quality.look(self.context.now.ms):
+            self.context.publish(
+                event.kind,
+                event.version,
+                reason=event.reason,
+                evidence=event.evidence,
+                record=True,
+            )
+
     def on_labels(self, now: Reading) -> None:
         self.context.now = now
+        self._look_at_labels()
         self.desk.decide()
 
     def on_champion(self) -> None:
+        champion = self.observed.champion
+        self.context.quality.champion_changed(champion.version if champion is not None else None)
         self.desk.champion_changed()
         self.context.read_policy()
         self.context.tell_changes()
+        self.rollout.champion_changed()
 
     def on_tick(self) -> None:
         """Once a second: what no message brings. A clock of event time does not tick."""
@@ -265,6 +290,8 @@ class ModelLoop:
             _log.error("label log of model '%s': cannot be synced: %s", self.name, error)
         self.context.read_policy()
         self.context.tell_changes()
+        self.rollout.tick(reading)
+        self._look_at_labels()
         self.desk.decide()
         self.desk.roll_if_due()
 
@@ -280,8 +307,10 @@ class ModelLoop:
             watch.monitor.advance(now.ms, is_event_time=now.is_event_time)
 
     def on_settled_rows(self) -> None:
-        """Somebody waits for this model to settle: every pane that has ended is judged now."""
+        """Somebody waits for this model to settle: every pane that has ended is judged now, and what
+        waits to be compared is compared."""
         self._hand_out()
+        self.rollout.hurry()
 
     def _hand_out(self) -> None:
         watch = self.observed.champion
@@ -291,8 +320,15 @@ class ModelLoop:
     def on_settling(self, now: Reading) -> str:
         """Somebody waits for this model to settle: decide, then say what is under way."""
         self.context.now = now
+        self._look_at_labels()
+        if step := self.rollout.settling(now):
+            return step
         self.desk.decide()
-        return self.desk.busy()
+        return self.busy()
+
+    def busy(self) -> str:
+        """What is under way, in words; empty: nothing."""
+        return self.desk.busy() or self.rollout.busy()
 
     def on_request(self, request: TrainRequest) -> None:
         """An operator wants a training."""

@@ -1,8 +1,8 @@
-"""Decides about one model's trainings and sees each one through: start, result, roll-out, rolling.
+"""Decides about one model's trainings and sees each one through: start, result, rolling of the log.
 
 One process of the trainer's side runs per model at a time, a training or a rolling of the log, and
 a training that is wanted meanwhile waits. Decisions are pure functions (trigger.decide,
-rollout.after_training); here is what gives them their snapshot and carries out their answer.
+after_training); here is what gives them their snapshot and carries out their answer.
 Everything runs on the control loop's thread, except what says otherwise.
 """
 
@@ -21,10 +21,10 @@ from ..drift.drift_report import DRIFT, names
 from ..drift.drift_state import COLLECTING
 from ..errors import PreconditionError
 from ..logs.label_log import LabelCounts
+from ..rollout.after_training import RolloutDecision, after_training
 from .loop_stats import TrainingStats
 from .loop_tap import evidence_of
 from .model_context import ACTOR, ModelContext
-from .rollout import RolloutDecision, after_training
 from .training_past import TrainingPast
 from .training_run import TrainingProgress, TrainingResult, TrainingRun
 from .trigger import TriggerDecision, TriggerSnapshot, decide
@@ -36,20 +36,16 @@ _END_S = 10.0  # that a child is given to end as the server stops
 _FIRST_ROLL_RETRY_S, _MAX_ROLL_RETRY_S = 60.0, 3600.0
 
 
-class Promoter(Protocol):
-    """What the loop needs of the lifecycle."""
+class Rollout(Protocol):
+    """What becomes of versions that passed their gates, as RolloutDesk does it."""
 
-    def promote(
-        self,
-        model: str,
-        version: int,
-        *,
-        actor: str,
-        reason: str,
-        evidence: Mapping[str, Any] | None = None,
-        expected_revision: int | None = None,
-        event_time_ms: int | None = None,
-    ) -> object: ...
+    @property
+    def failed_bakes(self) -> tuple[int, int | None]:
+        """How many promotions in a row were taken back, and when the last one was."""
+
+    def begin(
+        self, version: int, reason: str, evidence: Mapping[str, Any], expected_revision: int
+    ) -> None: ...
 
 
 class Child(Protocol):
@@ -94,11 +90,9 @@ class _Training:
 class TrainingDesk:
     """One model's trainings; see the module."""
 
-    def __init__(
-        self, context: ModelContext, promoter: Promoter, spawn: Spawn = TrainingRun
-    ) -> None:
+    def __init__(self, context: ModelContext, rollout: Rollout, spawn: Spawn = TrainingRun) -> None:
         self._context = context
-        self._promoter = promoter
+        self._rollout = rollout
         self._spawn = spawn
         self._past = TrainingPast()
         self._since_ms = context.now.ms
@@ -184,10 +178,15 @@ class TrainingDesk:
         now_ms = context.now.ms
         self._since_ms = min(self._since_ms, now_ms)  # it was the wall's before event time came
         labels = self._labels()
+        failures = self._failures()
+        quality = context.quality.quality
         snapshot = TriggerSnapshot(
             now_ms=now_ms,
             drift=watch.state.name if watch else COLLECTING,
             drift_features=names(watch.features, DRIFT) if watch else "",
+            quality=quality.state if quality else COLLECTING,
+            quality_reason=quality.reason if quality else "",
+            broken=", ".join(sorted(watch.state.broken)) if watch else "",
             requested=self._requests[0].reason or "requested" if self._requests else "",
             running=self._training is not None or self._roll is not None,
             # Fewer than at the last training: the maturity was raised, or the clock set back.
@@ -195,8 +194,8 @@ class TrainingDesk:
             young_labels=labels.young,
             last_training_ms=self._past.last_training_ms,
             starts_ms=self._past.starts_ms,
-            failures=self._past.failures,
-            last_failure_ms=self._past.last_failure_ms,
+            failures=failures[0],
+            last_failure_ms=failures[1],
             watching_since_ms=self._since_ms,
         )
         decision = decide(snapshot, context.policy.trigger)
@@ -258,6 +257,14 @@ class TrainingDesk:
         )
         self._roll.start()
 
+    def _failures(self) -> tuple[int, int | None]:
+        """In a row, and when the last one was: trainings, or promotions that were taken back."""
+        bakes, last_bake_ms = self._rollout.failed_bakes
+        past = self._past
+        if bakes > past.failures:
+            return bakes, last_bake_ms
+        return past.failures, past.last_failure_ms
+
     def _labels(self) -> LabelCounts:
         """As the loop's clock shows; what is mature by it the trainer finds mature too."""
         context = self._context
@@ -295,6 +302,7 @@ class TrainingDesk:
             "champion": state.champion,
             "revision": state.revision,
             "drift": evidence_of(watch.features) if watch else [],
+            "quality": quality.evidence() if (quality := context.quality.quality) else {},
         }
         context.publish(
             "training_started", actor=actor, reason=decision.reason, evidence=trigger, record=True
@@ -346,22 +354,13 @@ class TrainingDesk:
             context.publish("refused", reason=decision.reason, evidence=evidence, record=True)
         elif decision.action == "hold":
             self._hold(decision.version, decision.reason, evidence)
-        elif decision.action == "promote":
-            try:
-                self._promoter.promote(
-                    context.name,
-                    decision.version,
-                    actor=ACTOR,
-                    reason=f"{training.reason}; {decision.reason}",
-                    evidence=evidence,
-                    expected_revision=decision.expected_revision,
-                    event_time_ms=context.now.ms,
-                )
-            except Exception as error:  # noqa: BLE001  an edge
-                _log.exception("model '%s': version %d", context.name, decision.version)
-                reason = f"version {decision.version} could not be promoted: {error}"
-                self._hold(decision.version, reason, evidence)
-            context.tell_changes()
+        elif decision.action == "roll out":
+            self._rollout.begin(
+                decision.version,
+                f"{training.reason}; {decision.reason}",
+                evidence,
+                decision.expected_revision,
+            )
         self._waiting = None
         self.decide()
         self.roll_if_due()

@@ -1,11 +1,12 @@
 """Whether a training starts now, and if not, what it waits for.
 
-    train = signal (drift, schedule, or an operator) AND not running
+    train = signal (drift, loss of quality, schedule, or an operator) AND not running
             AND, unless an operator asked: breaker closed AND back-off over
             AND enough mature labels AND cooldown over AND budget left
 
 Drift means the state after hysteresis (drift_state.py), so a single odd window is no signal, and a
-feature that broke is none either. Everything here is a value: the clock is the loop's (event time
+feature that broke is none either. Labels that show a loss of quality are a signal of their own; while
+a feature is broken that explains it, and a training would learn the fault, so it waits. Everything here is a value: the clock is the loop's (event time
 where requests carry it), and the reason says in words and numbers what was decided. Decisions are
 re-made at every pane, label and tick, so nothing needs to be remembered between them.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from ..config import TriggerConfig
 from ..drift.drift_report import DRIFT
 from ..drift.drift_state import COLLECTING
+from .quality import DEGRADED
 
 DAY_MS = 24 * 3600 * 1000
 FIRST_BACKOFF_MS = 60_000  # after one failure; doubles with each further one
@@ -29,6 +31,9 @@ class TriggerSnapshot:
     now_ms: int  # the loop's clock
     drift: str = COLLECTING
     drift_features: str = ""
+    quality: str = COLLECTING  # state of the champion, as labels tell
+    quality_reason: str = ""  # its figures
+    broken: str = ""  # names of the features with an open data-quality alarm
     requested: str = ""  # why an operator asked; empty: nobody did
     running: bool = False  # a training, or another trainer process of the model
     labels: int = 0  # that became mature since the last training began
@@ -47,7 +52,7 @@ class TriggerDecision:
     train: bool
     waiting: bool = False
     reason: str = ""
-    signal: str = ""  # drift, schedule or admin
+    signal: str = ""  # drift, quality, schedule or admin
     lacking: tuple[str, ...] = ()  # what is waited for; a change of it is worth an event
 
 
@@ -55,11 +60,15 @@ def decide(snapshot: TriggerSnapshot, config: TriggerConfig) -> TriggerDecision:
     """The decision at this moment; pure."""
     signal, why = _signal(snapshot, config)
     if not signal:
-        return TriggerDecision(train=False, reason="no drift, no schedule, no request")
+        return TriggerDecision(
+            train=False, reason="no drift, no loss of quality, no schedule, no request"
+        )
     if signal == "admin":
         hurdles = [("running", "a training is running")] if snapshot.running else []
     else:
         hurdles = _hurdles(snapshot, config)
+        if signal == "quality" and snapshot.broken:
+            hurdles.append(("broken", f"a fault of {snapshot.broken} may be why"))
     reason = "; ".join([why, *(text for _, text in hurdles)])
     return TriggerDecision(
         train=not hurdles,
@@ -80,9 +89,15 @@ def backoff_ms(failures: int) -> int:
 def _signal(snapshot: TriggerSnapshot, config: TriggerConfig) -> tuple[str, str]:
     if snapshot.requested:
         return "admin", snapshot.requested
+    quality = ""
+    if config.on_quality and snapshot.quality == DEGRADED:
+        figures = f": {snapshot.quality_reason}" if snapshot.quality_reason else ""
+        quality = f"loss of quality{figures}"
     if config.on_drift and snapshot.drift == DRIFT:
         on = f" on {snapshot.drift_features}" if snapshot.drift_features else ""
-        return "drift", f"drift{on}"
+        return "drift", f"drift{on}; {quality}" if quality else f"drift{on}"
+    if quality:
+        return "quality", quality
     since = _since(snapshot.now_ms, snapshot.last_training_ms)
     if since is None:
         since = _since(snapshot.now_ms, snapshot.watching_since_ms)

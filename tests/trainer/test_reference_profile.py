@@ -1,12 +1,15 @@
 """The profile of a version's outputs."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 
 from trimtab._native.divergence import psi
 from trimtab._native.reference import NumericFeature
 from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.trainer.dataset import Dataset
-from trimtab.trainer.reference_profile import PROBABILITY_BANDS, reference_profile
+from trimtab.trainer.reference_profile import PROBABILITY_BANDS, losses_of, reference_profile
 
 SIGNATURE = Signature(
     inputs=(),
@@ -70,3 +73,32 @@ def test_a_rare_event_has_bands_of_its_own() -> None:
     served = profile_of(np.full(1000, 0.03, np.float32))
 
     assert psi(judged.counts, served.counts) > 1
+
+
+def test_a_profile_knows_how_wrong_the_judged_model_was_row_by_row() -> None:
+    random = np.random.default_rng(0)
+    truth, prediction = random.normal(size=2_000), random.normal(size=2_000)
+    profile = reference_profile(
+        Signature((), ()), NoInputs(), {}, losses=losses_of(truth, prediction, ())
+    )
+    assert profile.tensors == ()
+    (feature,) = profile.losses[0].features
+    assert isinstance(feature, NumericFeature) and feature.name == "absolute_error"
+    expected = np.abs(prediction - truth)
+    assert feature.mean == pytest.approx(expected.mean(), rel=1e-6)
+    assert feature.std == pytest.approx(expected.std(), rel=1e-6)
+    assert feature.moment_rows() == 2_000
+
+
+@pytest.mark.parametrize("classes", [(0, 1, 2), ("a", "b", "c")])
+def test_losses_of_classes_are_by_the_probability_of_the_true_one(classes: tuple[Any, ...]) -> None:
+    truth = np.array([classes[0], classes[2], classes[1]], object)
+    prediction = np.array([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0], [0.1, 0.8, 0.1]])
+    (feature,) = losses_of(truth, prediction, classes).features
+    assert isinstance(feature, NumericFeature) and feature.name == "log_loss"
+    expected = -np.log(np.array([0.7, 1e-4, 0.8]))
+    assert feature.mean == pytest.approx(expected.mean(), rel=1e-6)
+
+
+def test_without_losses_a_profile_has_none() -> None:
+    assert reference_profile(Signature((), ()), NoInputs(), {}).losses == ()

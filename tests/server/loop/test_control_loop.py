@@ -51,6 +51,7 @@ from trimtab.server.loop.training_run import TrainingProgress, TrainingResult, T
 POLICY = ModelPolicy(
     drift=DriftConfig(window_rows=1000, panes=5, min_rows=400, hysteresis_panes=2, judge_every_s=0),
     trigger=TriggerConfig(min_labels=50, cooldown_s=3600, max_failures=2),
+    promotion=PromotionConfig(bake=False),  # what bakes do: tests/server/rollout
 )
 RECIPE = '[recipe]\ntask = "regression"\n'
 
@@ -60,9 +61,10 @@ class RecordingBus(EventBus):
         super().__init__(registry.model, wall)
         self.events: list[Event] = []
 
-    def publish(self, kind: str, model: str, **rest: Any) -> Event:
-        event = super().publish(kind, model, **rest)
-        self.events.append(event)
+    def _tell(self, event: Event) -> Event:
+        event = super()._tell(event)
+        if event.sequence:  # else it was told before
+            self.events.append(event)
         return event
 
 
@@ -83,7 +85,9 @@ class World:
         self.config = ServerConfig(path, policy=policy, traffic=TrafficConfig(flush_ms=10_000))
         self.trainer = FakeTrainer()
         self.bus = RecordingBus(self.registry, self.wall)
-        self.promoter = FakePromoter(self.registry, self.changed)
+        self.promoter = FakePromoter(
+            self.registry, self.changed, reference_path=self.reference_path
+        )
         self.loop = ControlLoop(
             self.registry,
             self.config,
@@ -790,7 +794,10 @@ def test_the_fakes_take_what_the_real_ones_take() -> None:
     assert fake == real[:5]
     for name in ("start", "kill", "join"):
         assert parameters(getattr(FakeChild, name)) == parameters(getattr(TrainingRun, name))
-    assert parameters(FakePromoter.promote) == parameters(ModelManager.promote)
+    for name in ("promote", "hold", "split"):
+        assert parameters(getattr(FakePromoter, name)) == parameters(getattr(ModelManager, name))
+    taken, real = parameters(FakePromoter.rollback), parameters(ModelManager.rollback)
+    assert set(taken) <= set(real)
     assert {field.name for field in dataclasses.fields(FakeServable)} <= {
         *vars(Servable),
         *parameters(Servable.__init__),

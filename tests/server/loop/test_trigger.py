@@ -63,6 +63,46 @@ def test_drift_is_no_signal_where_the_operator_says_so() -> None:
     assert not decision.train and not decision.waiting
 
 
+LOST = changed(
+    drift="ok",
+    quality="degraded",
+    quality_reason="absolute error 8.4 on 5,000 labelled rows, 7.3 in the reference: +15.1%",
+)
+
+
+def test_a_loss_of_quality_is_a_signal_where_drift_is_none() -> None:
+    decision = decide(LOST, CONFIG)
+    assert decision.train and decision.signal == "quality"
+    assert decision.reason == (
+        "loss of quality: absolute error 8.4 on 5,000 labelled rows, 7.3 in the reference: +15.1%"
+    )
+    for state in ("ok", "collecting"):
+        assert decide(dataclasses.replace(LOST, quality=state), CONFIG).signal == ""
+    assert decide(LOST, dataclasses.replace(CONFIG, on_quality=False)).signal == ""
+
+
+def test_a_loss_of_quality_waits_for_what_drift_waits_for() -> None:
+    decision = decide(dataclasses.replace(LOST, labels=10, last_training_ms=NOW), CONFIG)
+    assert not decision.train and decision.waiting
+    assert decision.lacking == ("labels", "cooldown")
+    assert decision.reason.startswith("loss of quality: absolute error 8.4")
+
+
+def test_drift_and_a_loss_of_quality_are_told_together() -> None:
+    decision = decide(dataclasses.replace(LOST, drift="drift"), CONFIG)
+    assert decision.signal == "drift"
+    assert decision.reason.startswith("drift on temp (PSI 0.31); loss of quality: absolute error")
+
+
+def test_a_loss_of_quality_that_a_broken_feature_explains_is_not_trained_on() -> None:
+    broken = dataclasses.replace(LOST, broken="temp, wind")
+    decision = decide(broken, CONFIG)
+    assert not decision.train and decision.lacking == ("broken",)
+    assert decision.reason.endswith("; a fault of temp, wind may be why")
+    assert decide(dataclasses.replace(broken, requested="now"), CONFIG).train
+    assert decide(dataclasses.replace(broken, drift="drift"), CONFIG).train
+
+
 @pytest.mark.parametrize(
     ("last", "since", "signal"),
     [

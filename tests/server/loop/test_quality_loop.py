@@ -1,0 +1,85 @@
+"""The loop acts on what labels tell: a loss of quality trains, a broken feature holds that up."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.loop_fakes import batch, draw, reference
+from tests.server.loop.test_control_loop import POLICY, World
+from trimtab._native.reference import TensorReference, numeric_feature
+from trimtab.server.config import LabelsConfig
+from trimtab.server.logs.label_log import Label
+
+LABELS = LabelsConfig(
+    remember_rows=20_000, window_rows=1_000, panes=5, min_rows=400, false_alarm_rows=1_000_000
+)
+
+
+class LabelledWorld(World):
+    """The truth is 2·temp with some noise; version 1 was tested on that."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, dataclasses.replace(POLICY, labels=LABELS))
+        losses = np.abs(self.random.normal(size=5_000, scale=0.3))
+        feature = numeric_feature("absolute_error", losses)
+        known = dataclasses.replace(
+            reference(), losses=(TensorReference("loss", "loss", (feature,)),)
+        )
+        known.save(self.reference_path)
+        self.changed("m", 1)
+        self.requests = 0
+
+    def answer(self, rows: int, sign: float = 1.0, *, missing: bool = False) -> None:
+        """Rows are answered, and their labels come."""
+        numeric, carriers = draw(self.random, rows)
+        truth = sign * 2 * numeric[:, 0] + self.random.normal(size=rows, scale=0.3)
+        self.requests += 1
+        prefix = f"labelled{self.requests}"
+        answered = batch(numeric, carriers, prefix=prefix)
+        if missing:
+            answered.inputs["numeric"].array()[:, 1] = np.nan
+        self.taps[1](answered)
+        labels = [Label(f"{prefix}-0", row, number=float(y)) for row, y in enumerate(truth)]
+        self.model.submit_labels(labels, self.wall.ms)
+        self.drain()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[LabelledWorld]:
+    world = LabelledWorld(tmp_path)
+    yield world
+    world.loop.stop()
+
+
+def test_a_loss_of_quality_without_drift_starts_a_training_that_says_so(
+    world: LabelledWorld,
+) -> None:
+    for _ in range(5):
+        world.answer(400)
+    assert "quality" not in world.kinds and not world.trainer.trainings
+    for _ in range(3):
+        world.answer(400, sign=-1)
+    assert "drift" not in world.kinds
+    told = world.last("quality")
+    assert "absolute error" in told.reason and told.evidence["increase"] > 1
+    assert "quality" in world.history
+    (training,) = world.trainer.trainings
+    trigger = json.loads(training.options["trigger"])
+    assert trigger["signal"] == "quality" and trigger["quality"]["metric"] == "absolute_error"
+    assert training.options["reason"].startswith("loss of quality: absolute error")
+    stats = world.model.stats()
+    assert stats.quality.outcomes["joined"] == 3_200
+    assert stats.quality.quality.state == "degraded"
+
+
+def test_a_loss_of_quality_beside_a_broken_feature_waits(world: LabelledWorld) -> None:
+    for _ in range(8):
+        world.answer(400, sign=-1, missing=True)
+    assert {"quality", "data_quality"} <= set(world.kinds)
+    world.trainer.children.clear()
+    world.tick()
+    assert "a fault of wind may be why" in world.last("waiting").reason
