@@ -252,7 +252,10 @@ def test_a_model_shows_who_should_answer_and_who_does() -> None:
         'trimtab_registry_revision{model="m"}': 7,
         'trimtab_versions{model="m",state="UNLOADED"}': 1,
         'trimtab_versions{model="m",state="LOADING"}': 0,
+        'trimtab_versions{model="m",state="VERIFYING"}': 0,
+        'trimtab_versions{model="m",state="WARMING"}': 0,
         'trimtab_versions{model="m",state="READY"}': 1,
+        'trimtab_versions{model="m",state="DRAINING"}': 0,
         'trimtab_versions{model="m",state="FAILED"}': 1,
     }
     empty = ModelStatus("m", False, 0, None, None, None, (), "no versions")
