@@ -162,12 +162,53 @@ class FakeTrainer:
 
 
 @dataclass
+class FakeRunner:
+    """A loaded version that answers twice `temp`, or what `answer` makes of it."""
+
+    answer: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda temp: temp * 2
+    signature: Signature = SIGNATURE
+    reference_path: Path | None = None
+    batchable: bool = True
+    on_run: Callable[[int], None] = lambda rows: None  # before each, with its rows
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.signature.outputs)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        numeric = inputs["numeric"].array()
+        self.on_run(len(numeric))
+        value = np.ascontiguousarray(self.answer(numeric[:, :1]), np.float32)
+        return {"variable": Tensor("FP32", value.shape, value)}
+
+
+@dataclass
+class FakeHeld:
+    """A version that is held, until somebody lets go of it."""
+
+    servable: FakeRunner
+    on_release: Callable[[], None]
+
+    def release(self) -> None:
+        self.on_release()
+        self.on_release = lambda: None
+
+
+@dataclass
 class FakePromoter:
-    """A lifecycle that changes the registry and tells `on_change`, and loads nothing."""
+    """A lifecycle that changes the registry and tells `on_change`; what is held answers as `runners` say."""
 
     registry: Registry
     on_change: Callable[[str, int], None] = lambda model, version: None
-    error: Exception | None = None
+    error: Exception | None = None  # that promoting raises
+    runners: dict[int, FakeRunner] = field(default_factory=dict)  # others: a FakeRunner
+    held: list[int] = field(default_factory=list)
+    splits: list[tuple[int | None, float]] = field(default_factory=list)
+    hold_error: Exception | None = None
+    reference_path: Path | None = None
 
     def promote(
         self,
@@ -179,6 +220,7 @@ class FakePromoter:
         evidence: Mapping[str, Any] | None = None,
         expected_revision: int | None = None,
         event_time_ms: int | None = None,
+        automatic: bool = False,
     ) -> object:
         if self.error is not None:
             raise self.error
@@ -189,9 +231,43 @@ class FakePromoter:
             evidence=evidence,
             expected_revision=expected_revision,
             event_time_ms=event_time_ms,
+            automatic=automatic,
         )
         self.on_change(model, version)
         return state
+
+    def rollback(
+        self,
+        model: str,
+        *,
+        actor: str,
+        reason: str,
+        evidence: Mapping[str, Any] | None = None,
+        expected_revision: int | None = None,
+        event_time_ms: int | None = None,
+        automatic: bool = False,
+    ) -> object:
+        state = self.registry.model(model).rollback(
+            actor=actor,
+            reason=reason,
+            evidence=evidence,
+            expected_revision=expected_revision,
+            event_time_ms=event_time_ms,
+            automatic=automatic,
+        )
+        assert state.champion is not None
+        self.on_change(model, state.champion)
+        return state
+
+    def hold(self, model: str, version: int) -> FakeHeld:
+        if self.hold_error is not None:
+            raise self.hold_error
+        self.held.append(version)
+        runner = self.runners.setdefault(version, FakeRunner(reference_path=self.reference_path))
+        return FakeHeld(runner, lambda: self.held.remove(version))
+
+    def split(self, model: str, version: int | None, share: float = 0.0) -> None:
+        self.splits.append((version, share))
 
 
 def publish_version(

@@ -158,6 +158,7 @@ class Executor:
                     self._process(single)
             else:
                 batch.fail(code_of(error), str(error) or type(error).__name__)
+                self._tell_failure(inputs, batch.rows)
             return
         if self._tap is None:
             return
@@ -167,6 +168,16 @@ class Executor:
             return
         self._observe_kept()  # these rows came before
         self._observe(batch, batch.rows, inputs, outputs, batch.latest_event_time_ms)
+
+    def _tell_failure(self, inputs: Mapping[str, Tensor], rows: int) -> None:
+        """A tap may want to know what another version makes of the rows that this one failed on."""
+        failed = getattr(self._tap, "failed", None)
+        if failed is None:
+            return
+        try:
+            failed(self.servable.model, self.servable.version, inputs, rows)
+        except Exception:  # noqa: BLE001  an edge, as in _observe
+            self._tap_failures += 1
 
     def _compute(
         self, inputs: Mapping[str, Tensor], rows: int, names: Sequence[str]

@@ -320,6 +320,7 @@ class TrainingDesk:
                 f"--event-time-ms={context.now.ms}",
                 f"--label-maturity-s={context.policy.trigger.label_maturity_s}",
                 f"--threads={context.policy.training.threads}",
+                *([f"--signing-key={key}"] if (key := context.config.registry.signing_key) else []),
                 "--progress=json",
                 "--exit-with-parent",
             ],
@@ -361,9 +362,25 @@ class TrainingDesk:
                 evidence,
                 decision.expected_revision,
             )
+        self._retain()
         self._waiting = None
         self.decide()
         self.roll_if_due()
+
+    def _retain(self) -> None:
+        """Removes what `[registry] keep` does not keep; one that cannot be removed waits."""
+        context = self._context
+        if not (keep := context.config.registry.keep):
+            return
+        try:
+            removed = context.directory.retain(
+                keep, actor=ACTOR, reason=f"[registry] keep = {keep}: older than the newest {keep}"
+            )
+        except (RegistryError, OSError) as error:
+            _log.warning("model '%s': old versions stay: %s", context.name, error)
+            return
+        if removed:
+            context.tell_changes()
 
     def _after(self, training: _Training, result: TrainingResult) -> RolloutDecision:
         """What becomes of a result; one is never lost because the state cannot be read."""
