@@ -21,6 +21,7 @@ from sklearn.pipeline import Pipeline
 from trimtab.registry.manifest import Signature, TensorSpec
 
 from .errors import ExportError
+from .forest_missing import write_missing_directions
 from .recipe import Recipe
 
 # What onnxruntime 1.23 and everything after it runs.
@@ -49,6 +50,18 @@ def export(recipe: Recipe, pipeline: Pipeline) -> bytes:
             )
     except Exception as error:  # skl2onnx raises whatever its converters meet
         raise ExportError(f"skl2onnx cannot convert the model: {_line(error)}") from error
+    # skl2onnx lists them in the order of a set, which differs from process to process.
+    domains = sorted(graph.opset_import, key=lambda item: item.domain)
+    del graph.opset_import[:]
+    graph.opset_import.extend(domains)
+    write_missing_directions(graph, pipeline)
+    found = [output.name for output in graph.graph.output]
+    wanted = ["label", "probabilities"] if recipe.classification else ["variable"]
+    if found != wanted:
+        raise ExportError(
+            f"the converted graph gives {', '.join(found)} and not {', '.join(wanted)}: "
+            "the pipeline must end in a classifier or a regressor, as the task is"
+        )
     try:
         onnx.checker.check_model(graph)
     except onnx.checker.ValidationError as error:

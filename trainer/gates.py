@@ -1,19 +1,27 @@
 """The gates between a fitted candidate and a published version: figures in, verdict and words out.
 
 Each gate is a pure function. `pass` alone lets a candidate through: `inconclusive` (too little
-evidence either way) refuses it as `fail` does, but says that more data may change it. The first
-gate that does not pass decides; what it would have cost to run the later ones is not spent.
+evidence either way) refuses it as `fail` does, but says that more data may change it. A refusal
+tells every gate that did not pass. Gates that need the final graph (parity, latency) are not asked
+where one before them has refused: fitting again and converting would cost more than all the others.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from trimtab.registry.manifest import Signature, TensorSpec
 
+from .latency import BATCH, Latency
 from .parity import Parity
 from .recipe import Recipe
 from .scores import PairedDifference
+from .segments import ROWS, Segment
+
+_SLOWER = 2.0  # times the champion's latency, from which on a candidate is too slow …
+# … unless it is below this anyway: a call over the network takes longer than the model then.
+_FAST_ALONE_US = 100.0
+_FAST_BATCHED_US = 20.0
 
 
 class Verdict(StrEnum):
@@ -30,6 +38,12 @@ class GateResult:
     verdict: Verdict
     reason: str
     figures: Mapping[str, float] = field(default_factory=dict)
+    # What to say where the same inputs must give the same bytes; "": the reason and the figures.
+    repeatable: str = ""
+
+    def repeated(self) -> "GateResult":
+        """Without what a second run would measure otherwise."""
+        return GateResult(self.name, self.verdict, self.repeatable) if self.repeatable else self
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -40,9 +54,10 @@ class GateResult:
         }
 
 
-def refusal(gates: Iterable[GateResult]) -> GateResult | None:
-    """The gate that refuses the candidate, or None where all of them passed."""
-    return next((gate for gate in gates if gate.verdict is not Verdict.PASS), None)
+def refusal(gates: Iterable[GateResult]) -> str:
+    """Every gate that refuses the candidate and why; "" where all of them passed."""
+    against = [gate for gate in gates if gate.verdict is not Verdict.PASS]
+    return "; ".join(f"{gate.name}: {gate.reason}" for gate in against)
 
 
 def schema_gate(recipe: Recipe, candidate: Signature, champion: Signature | None) -> GateResult:
@@ -107,6 +122,140 @@ def no_comparison(reason: str) -> GateResult:
     return GateResult("champion", Verdict.PASS, reason)
 
 
+def baseline_gate(
+    recipe: Recipe, rows: int, difference: PairedDifference, last_known: float | None
+) -> GateResult:
+    """Whether the candidate is better than the best answer that looks at no column.
+
+    `difference` is that to the constant guess, which comes first; `last_known` the metric of
+    answering with the label of the row before, had it been known at once: told, not asked for.
+    """
+    figures = {
+        "rows": float(rows),
+        "baseline": difference.first,
+        "candidate": difference.second,
+        "improvement": difference.improvement,
+        "low": difference.low,
+        "high": difference.high,
+    }
+    if last_known is not None:
+        figures["last_known"] = last_known
+    metric = recipe.metric
+    if not difference.low <= difference.high:  # NaN
+        text, verdict = f"{metric} is not defined on the {rows:,} newest rows", Verdict.INCONCLUSIVE
+        figures = {"rows": float(rows)}
+    else:
+        shown = (
+            f"{metric} {difference.second:.4g} against {difference.first:.4g} of the best constant "
+            f"guess (95 % interval of the improvement {difference.low:+.3g} to "
+            f"{difference.high:+.3g})"
+        )
+        if difference.low > 0:
+            text, verdict = f"better: {shown}", Verdict.PASS
+        elif difference.improvement <= 0:
+            text, verdict = f"not better: {shown}", Verdict.FAIL
+        else:
+            text, verdict = f"not surely better: {shown}", Verdict.INCONCLUSIVE
+    if verdict is not Verdict.PASS and recipe.baseline == "report":
+        return GateResult(
+            "baseline", Verdict.PASS, f"{text}; the recipe only wants it told", figures
+        )
+    if verdict is not Verdict.PASS:
+        text += '; baseline = "report" in the recipe would take it'
+    return GateResult("baseline", verdict, text, figures)
+
+
+def segment_gate(recipe: Recipe, segments: Sequence[Segment]) -> GateResult:
+    """Whether the candidate is surely worse than the champion in some segment, and by too much."""
+    compared = [
+        (segment, segment.difference)
+        for segment in segments
+        if segment.difference is not None and segment.difference.low <= segment.difference.high
+    ]
+    if not compared:
+        told = "there is no champion's answer to compare with"
+        if not segments:
+            told = f"no category has {ROWS} of the newest rows"
+        return GateResult("segments", Verdict.PASS, told, {"segments": float(len(segments))})
+    metric = recipe.metric
+    worst, difference = min(compared, key=lambda item: item[1].improvement / _size(item[1]))
+    figures = {
+        "segments": float(len(compared)),
+        "rows": float(worst.rows),
+        "champion": difference.first,
+        "candidate": difference.second,
+        "improvement": difference.improvement,
+        "low": difference.low,
+        "high": difference.high,
+        "tolerance": recipe.segment_tolerance,
+    }
+    bad = [
+        (segment, found)
+        for segment, found in compared
+        if found.high < -recipe.segment_tolerance * abs(found.first)
+    ]
+    if bad:
+        figures["worse"] = float(len(bad))
+        told = ", ".join(
+            f"{segment.name} ({metric} {found.second:.4g} against {found.first:.4g} on "
+            f"{segment.rows:,} rows)"
+            for segment, found in bad[:3]
+        )
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        reason = f"surely worse than the champion where {told}{more}"
+        return GateResult("segments", Verdict.FAIL, reason, figures)
+    told = "better" if difference.improvement > 0 else "worse, and not surely by too much"
+    reason = (
+        f"in none of {len(compared)} segments surely worse than the champion; the least good one, "
+        f"{worst.name}, is {told} ({metric} {difference.second:.4g} against "
+        f"{difference.first:.4g} on {worst.rows:,} rows)"
+    )
+    return GateResult("segments", Verdict.PASS, reason, figures)
+
+
+def latency_gate(recipe: Recipe, candidate: Latency, champion: Latency | None) -> GateResult:
+    """Whether the graph answers within the recipe's budget, or about as fast as the champion's."""
+    figures = {"alone_us": candidate.alone_us, "batched_us": candidate.batched_us}
+    shown = f"{candidate.alone_us:.3g} µs for a row alone, {candidate.batched_us:.3g} in {BATCH}"
+    budget = recipe.latency_budget_us
+    if budget:
+        figures["budget_us"] = budget
+        told = f"latency_budget_us is {budget:g}"
+        slow = not candidate.alone_us <= budget
+    elif champion is None:
+        told = "there is no budget and no champion to compare with"
+        slow = False
+    else:
+        figures |= {
+            "champion_alone_us": champion.alone_us,
+            "champion_batched_us": champion.batched_us,
+        }
+        told = (
+            f"the champion takes {champion.alone_us:.3g} and {champion.batched_us:.3g}; up to "
+            f"{_SLOWER:g} times that is taken, or {_FAST_ALONE_US:g} and {_FAST_BATCHED_US:g} µs"
+        )
+        slow = not (
+            candidate.alone_us <= max(_FAST_ALONE_US, _SLOWER * champion.alone_us)
+            and candidate.batched_us <= max(_FAST_BATCHED_US, _SLOWER * champion.batched_us)
+        )
+    if slow:
+        return GateResult("latency", Verdict.FAIL, f"too slow: {shown}; {told}", figures)
+    limit = "within the budget" if budget else f"no more than {_SLOWER:g} times the champion's"
+    if champion is None and not budget:
+        limit = told
+    return GateResult(
+        "latency",
+        Verdict.PASS,
+        f"{shown}; {told}",
+        figures,
+        repeatable=f"{limit}; what was measured is in manifest.json",
+    )
+
+
+def _size(difference: PairedDifference) -> float:
+    return max(abs(difference.first), 1e-30)
+
+
 def parity_gate(parity: Parity) -> GateResult:
     """Whether ONNX and scikit-learn agree on every row."""
     figures = {
@@ -120,18 +269,22 @@ def parity_gate(parity: Parity) -> GateResult:
             f"the ONNX model gives another class than scikit-learn in {parity.wrong_labels:,} "
             f"of {parity.rows:,} rows"
         )
-        return GateResult("parity", Verdict.FAIL, reason, figures)
+        return GateResult("parity", Verdict.FAIL, reason + _worst(parity), figures)
     if not parity.worst <= parity.tolerance:
         reason = (
             f"the ONNX model differs from scikit-learn by up to {parity.worst:.3g}, "
             f"over {parity.rows:,} rows; {parity.tolerance:.3g} is allowed"
         )
-        return GateResult("parity", Verdict.FAIL, reason, figures)
+        return GateResult("parity", Verdict.FAIL, reason + _worst(parity), figures)
     reason = (
         f"ONNX and scikit-learn agree on {parity.rows:,} rows to within {parity.worst:.2g} "
         f"({parity.tolerance:.0e} is allowed)"
     )
     return GateResult("parity", Verdict.PASS, reason, figures)
+
+
+def _worst(parity: Parity) -> str:
+    return "; the worst: " + " | ".join(parity.worst_rows) if parity.worst_rows else ""
 
 
 def _change(

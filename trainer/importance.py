@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 from sklearn.pipeline import Pipeline
 
 from .dataset import Dataset
@@ -17,6 +18,7 @@ from .recipe import Recipe
 from .scores import HIGHER_IS_BETTER, score
 
 ROWS = 2_000
+_AT_ONCE = 16  # columns
 
 
 def importances(
@@ -32,10 +34,14 @@ def importances(
     sign = -1.0 if recipe.metric in HIGHER_IS_BETTER else 1.0
     whole = score(recipe.metric, truth, predict(recipe, pipeline, data), classes)
     found: dict[str, float] = {}
-    for name in recipe.features:
-        order = random.permutation(len(data))
-        shuffled = data.frame.with_columns(data.frame[name].gather(order))
-        changed = Dataset(recipe, shuffled)
-        worse = score(recipe.metric, truth, predict(recipe, pipeline, changed), classes)
-        found[name] = sign * (worse - whole)
+    for start in range(0, len(recipe.features), _AT_ONCE):
+        names = recipe.features[start : start + _AT_ONCE]
+        frames = [
+            data.frame.with_columns(data.frame[name].gather(random.permutation(len(data))))
+            for name in names
+        ]
+        # One call for several columns: what a call costs whatever its rows is half of the work.
+        together = predict(recipe, pipeline, Dataset(recipe, pl.concat(frames)))
+        for name, prediction in zip(names, np.split(together, len(names)), strict=True):
+            found[name] = sign * (score(recipe.metric, truth, prediction, classes) - whole)
     return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -3,10 +3,12 @@
 Conversions go wrong silently, and a graph that is right on ordinary rows may be wrong on the rest.
 Hence the rows are real ones, rows with each column drawn from another real row, and edges: each
 column missing, all of them missing, each at its smallest and largest value and beyond, each
-category never seen. Both sides get the same float32 numbers.
+category never seen. Both sides get the same float32 numbers. Where scikit-learn itself refuses
+infinite numbers, as most of it but boosting does, rows with one are left out.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +23,8 @@ ROWS = 10_000
 _UNSEEN = "\x7ftrimtab never saw this"
 _MARGIN = 1e-5  # two classes that are closer than this may change places
 _TOLERANCE = 1e-4  # of a probability, or of a value relative to the values' spread
+_NAMED = 3  # of the worst rows
+_WIDEST = 200  # characters of a named row
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Parity:
     worst: float  # of a probability, or of a value relative to the values' spread
     tolerance: float
     wrong_labels: int  # of rows whose two likeliest classes are not about equally likely
+    worst_rows: tuple[str, ...] = ()  # those that are refused, in words, the worst first
 
 
 def parity_rows(recipe: Recipe, data: Dataset, rows: int = ROWS) -> pl.DataFrame:
@@ -40,7 +45,8 @@ def parity_rows(recipe: Recipe, data: Dataset, rows: int = ROWS) -> pl.DataFrame
     random = np.random.default_rng(recipe.seed)
     # A tenth of the rows is mixed even where there are enough real ones: pairs of values that
     # never came together take other paths through the trees.
-    mixed = max(rows - real.height - edges.height, rows // 10)
+    finite = edges.height - int(edges.select(_infinite(recipe)).to_series().sum())
+    mixed = max(rows - real.height - finite, rows // 10)
     resampled = pl.DataFrame(
         [real[name].gather(random.integers(0, real.height, mixed)) for name in recipe.features]
     )
@@ -51,24 +57,59 @@ def check_parity(
     recipe: Recipe, pipeline: Pipeline, model: OnnxModel, rows: pl.DataFrame
 ) -> Parity:
     """Runs both sides on `rows`, clean ones as a Dataset has them."""
+    predict = pipeline.predict_proba if recipe.classification else pipeline.predict
+    try:
+        answer = predict(rows)
+    except ValueError:
+        finite = rows.filter(~_infinite(recipe))
+        if finite.height == rows.height:
+            raise
+        rows = finite
+        answer = predict(rows)
+    expected = np.asarray(answer, dtype=np.float64)
     found = model.run(tensors(recipe, rows))
     if not recipe.classification:
-        expected = np.asarray(pipeline.predict(rows), dtype=np.float64)
+        expected = expected.reshape(rows.height)
         actual = found["variable"][:, 0].astype(np.float64)
         scale = max(float(np.std(expected)), 1e-30)
-        return Parity(rows.height, _largest(actual - expected) / scale, _TOLERANCE, 0)
-    expected = np.asarray(pipeline.predict_proba(rows), dtype=np.float64)
-    worst = _largest(found["probabilities"].astype(np.float64) - expected)
-    top = np.sort(expected, axis=1)[:, -2:]
-    clear = top[:, 1] - top[:, 0] > _MARGIN
-    labels = np.asarray(classes_of(pipeline))[np.argmax(expected, axis=1)]
-    wrong = int(np.sum((found["label"] != labels) & clear))
-    return Parity(rows.height, worst, _TOLERANCE, wrong)
+        off = np.abs(actual - expected) / scale
+        wrong = np.zeros(rows.height, dtype=bool)
+    else:
+        actual = found["probabilities"].astype(np.float64)
+        off = np.max(np.abs(actual - expected), axis=1)
+        top = np.sort(expected, axis=1)[:, -2:]
+        clear = top[:, 1] - top[:, 0] > _MARGIN
+        labels = np.asarray(classes_of(pipeline))[np.argmax(expected, axis=1)]
+        wrong = (found["label"] != labels) & clear
+    off = np.where(np.isfinite(off), off, np.inf)
+    bad = np.flatnonzero(wrong | (off > _TOLERANCE))
+    worst = bad[np.lexsort((bad, -off[bad], ~wrong[bad]))][:_NAMED]
+    return Parity(
+        rows.height,
+        float(np.max(off)),
+        _TOLERANCE,
+        int(np.sum(wrong)),
+        tuple(_named(rows, int(row), expected[row], actual[row]) for row in worst),
+    )
 
 
-def _largest(difference: np.ndarray) -> float:
-    worst = float(np.max(np.abs(difference)))
-    return worst if np.isfinite(worst) else float("inf")
+def _named(rows: pl.DataFrame, row: int, expected: Any, actual: Any) -> str:
+    """A row's values and what the two sides make of them."""
+    values = ", ".join(f"{name}={value!r}" for name, value in rows.row(row, named=True).items())
+    if len(values) > _WIDEST:
+        values = values[:_WIDEST] + "…"
+    return f"{values}: {_figures(actual)} instead of {_figures(expected)}"
+
+
+def _figures(values: Any) -> str:
+    return " ".join(f"{value:.6g}" for value in np.atleast_1d(values)[:10])
+
+
+def _infinite(recipe: Recipe) -> pl.Expr:
+    """Whether a row holds an infinite number; for a frame's context."""
+    if not recipe.numeric:
+        return pl.repeat(False, pl.len(), dtype=pl.Boolean)
+    return pl.any_horizontal(pl.col(recipe.numeric).is_infinite())
 
 
 def _edges(recipe: Recipe, real: pl.DataFrame) -> pl.DataFrame:

@@ -18,8 +18,9 @@ _BEGINS = {
     "refit": 0.6,
     "export": 0.75,
     "parity": 0.8,
-    "reference": 0.9,
-    "publish": 0.95,
+    "reference": 0.88,
+    "card": 0.92,
+    "publish": 0.98,
 }
 
 

@@ -23,7 +23,7 @@ _SMALLEST = 1e-7  # of a probability, as float32 has it
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much better the second model is than the first; low and high hold it at 95 %."""
+    """How much better the second model is than the first; low and high hold it, at 95 % or so."""
 
     first: float
     second: float
@@ -48,8 +48,12 @@ def paired_difference(
     second: NDArray[Any],
     classes: Sequence[Any] = (),
     blocks: int = 50,
+    confidence: float = 0.95,
 ) -> PairedDifference:
-    """Compares two models' predictions for the same rows, which are in the order of time."""
+    """Compares two models' predictions for the same rows, which are in the order of time.
+
+    `confidence` is how surely `low` to `high` holds the improvement.
+    """
     sign = 1.0 if metric in HIGHER_IS_BETTER else -1.0
 
     def improvement(keep: Any) -> float:
@@ -68,7 +72,7 @@ def paired_difference(
         left_out[index] = improvement(keep)
         keep[start:stop] = True
     spread = np.sqrt((blocks - 1) / blocks * np.sum((left_out - left_out.mean()) ** 2))
-    margin = float(stdtrit(blocks - 1, 0.975) * spread)
+    margin = float(stdtrit(blocks - 1, (1 + confidence) / 2) * spread)
     return PairedDifference(
         first=score(metric, truth, first, classes),
         second=score(metric, truth, second, classes),

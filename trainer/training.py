@@ -1,7 +1,7 @@
 """One training, from the recipe to a published version or a refusal.
 
-    read → fit on the older part → compare with the champion on the newest → fit on all of it
-         → export → parity → reference profile → publish
+    read → lint → fit on the older part → compare with the champion and with a constant guess on the
+         newest → fit on all of it → export → parity, latency → reference profile → card → publish
 
 The candidate that is judged has not learned the newest rows, and neither has the champion: rows up
 to the champion's newest training row are never in the held-out part. What is published is fitted
@@ -17,7 +17,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,28 +26,42 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from trimtab.registry.directory import ModelDirectory, Registry
+from trimtab.registry.manifest import Signature
+from trimtab.registry.signing import SigningKey
 
+from .card_plots import PlotFacts, card_png
 from .champion import Champion, load_champion
+from .data_quality import Finding, check, reference_of
 from .dataset import Dataset, tensors
 from .errors import TrainingError
+from .estimators import make_pipeline
 from .export import OnnxModel, export, signature_of
-from .fit import classes_of, fit, predict
+from .export_linter import require_exportable
+from .fit import classes_of, fit, predict, trees_of
 from .gates import (
     GateResult,
+    Verdict,
+    baseline_gate,
     comparison_gate,
+    latency_gate,
     no_comparison,
     parity_gate,
     refusal,
     schema_gate,
+    segment_gate,
 )
 from .golden import golden_rows, save_golden
 from .importance import importances
+from .latency import Latency, measure
+from .model_card import CARD_NAME, PLOTS_NAME, CardFacts, card_markdown
 from .parity import check_parity, parity_rows
 from .progress import Progress, plain
 from .recipe import METRICS, Recipe
-from .reference_profile import outputs_of, reference_profile
+from .reference_profile import losses_of, outputs_of, reference_profile
 from .scores import paired_difference, score
+from .segments import Segment, segments_of
 from .trainer_lock import trainer_lock
+from .window_drift import ColumnDrift, window_drift
 
 _LIBRARIES = ("trimtab", "numpy", "onnx", "onnxruntime", "polars", "scikit-learn", "skl2onnx")
 
@@ -64,6 +78,7 @@ class TrainingRequest:
     event_time_ms: int | None = None  # now, also in the history; None: by the wall clock
     label_maturity_s: float = 0.0  # age from which a served row is trained on
     record: bool = False  # enter a refusal or a failure into the history
+    signing_key: Path | None = None  # of what is published; None: it is not signed
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,7 @@ class TrainingResult:
     gates: tuple[GateResult, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
+    quality: tuple[Finding, ...] = ()  # of broken data: what was found
 
     def to_dict(self) -> dict[str, Any]:
         document = {
@@ -85,6 +101,7 @@ class TrainingResult:
             "gates": [gate.to_dict() for gate in self.gates],
             "metrics": dict(self.metrics),
             "rows": self.rows,
+            "quality": [finding.to_dict() for finding in self.quality],
         }
         return {name: plain(value) for name, value in document.items()}
 
@@ -96,9 +113,11 @@ def train(request: TrainingRequest, progress: Progress) -> TrainingResult:
     if not directory.path.is_dir():
         raise TrainingError(f"{directory.path} does not exist, so there is nothing to train")
     recipe = Recipe.load(directory.recipe_path)
+    # Before the work: a key that cannot be read shall not cost a training.
+    key = SigningKey.load(request.signing_key) if request.signing_key else None
     data = registry.data_path(request.model)
     with trainer_lock(data, request.model):
-        result = _Training(request, directory, data, recipe, progress).run()
+        result = _Training(request, directory, data, recipe, progress, key).run()
         if request.record and result.outcome == "refused":
             directory.record(
                 "refused",
@@ -141,7 +160,9 @@ class _Training:
         data: Path,
         recipe: Recipe,
         progress: Progress,
+        key: SigningKey | None,
     ) -> None:
+        self._key = key
         self._request = request
         self._directory = directory
         self._data = data
@@ -149,16 +170,21 @@ class _Training:
         self._progress = progress
         self._gates: list[GateResult] = []
         self._metrics: dict[str, float] = {}
+        self._quality: tuple[Finding, ...] = ()
+        self._segments: tuple[Segment, ...] = ()
+        self._latency: dict[str, Latency] = {}  # of the candidate and, if it is known, the champion
 
     def run(self) -> TrainingResult:
         recipe = self._recipe
         self._progress.stage("read", "reading files and the traffic log")
         window = Dataset.read(recipe, self._data, self._mature_until_ms())
         champion, no_champion = load_champion(self._directory)
+        self._quality = self._checked(window, champion)
         split = _split(recipe, window, champion)
         classes = window.classes()
         signature = signature_of(recipe, classes)
 
+        require_exportable(recipe, make_pipeline(recipe), window)
         self._progress.stage("fit", f"fitting to {len(split.older):,} of {len(window):,} rows")
         candidate = fit(recipe, split.older)
         prediction = _aligned(predict(recipe, candidate, split.newest), candidate, classes)
@@ -167,22 +193,15 @@ class _Training:
             self._metrics[metric] = found
 
         self._progress.stage("compare", f"comparing on the {len(split.newest):,} newest rows")
-        schema = schema_gate(recipe, signature, champion.manifest.signature if champion else None)
-        self._gates.append(schema)
-        if refusal(self._gates) is None:
-            same = champion is not None and champion.manifest.signature == signature
-            if champion is None:
-                self._gates.append(no_comparison(no_champion))
-            elif not same:
-                self._gates.append(no_comparison("the champion takes or gives something else"))
-            else:
-                self._gates.append(self._compare(champion, split, prediction, classes))
-        if refused := refusal(self._gates):
-            return self._refused(refused, window)
+        opponent = self._judge(champion, no_champion, split, signature, prediction, classes)
+        if why := refusal(self._gates):
+            return self._refused(why, window)
 
         if recipe.refit:
             self._progress.stage("refit", f"fitting to all {len(window):,} rows")
-        final = fit(recipe, window) if recipe.refit else candidate
+            final = fit(recipe, window, trees=trees_of(candidate))
+        else:
+            final = candidate
 
         self._progress.stage("export", "converting to ONNX")
         if not recipe.refit and classes_of(candidate) != classes:
@@ -196,36 +215,71 @@ class _Training:
         self._progress.stage("parity", "comparing ONNX with scikit-learn")
         rows = parity_rows(recipe, window)
         self._gates.append(parity_gate(check_parity(recipe, final, model, rows)))
-        if refused := refusal(self._gates):
-            return self._refused(refused, window)
+        inputs = tensors(recipe, rows)
+        self._gates.append(self._latency_gate(model, signature, champion, inputs))
+        if why := refusal(self._gates):
+            return self._refused(why, window)
 
         self._progress.stage("reference", "counting the reference profile")
         weights = importances(recipe, candidate, split.newest, classes)
         outputs = outputs_of(signature, prediction, classes)
-        profile = reference_profile(signature, window, outputs, weights)
-        report = self._report(split, weights, classes)
+        losses = losses_of(split.newest.target(), prediction, classes)
+        profile = reference_profile(signature, window, outputs, weights, losses)
+        drift = window_drift(recipe, window)
+        constant = _constant_guess(recipe, split, classes)
+        report = self._report(split, weights, drift, constant, classes)
+        lineage = self._lineage(window, split, champion)
+
+        self._progress.stage("card", "writing the model card")
+        card = card_markdown(
+            CardFacts(
+                model=self._request.model,
+                recipe=recipe,
+                gates=self._gates,
+                metrics=self._metrics,
+                constant_metric=report["constant_metric"],
+                lineage=lineage,
+                reason=self._request.reason,
+                segments=self._segments,
+                importances=weights,
+                drift=drift,
+            )
+        )
+        truth = split.newest.target()
+        plots = card_png(
+            recipe, PlotFacts(truth, prediction, constant, opponent, classes, drift, weights)
+        )
 
         self._progress.stage("publish", "publishing")
         with self._directory.stage() as staged:
             (staged.path / "model.onnx").write_bytes(graph)
             profile.save(staged.path / "reference.npz")
-            save_golden(staged.path / "golden.npz", golden_rows(model, tensors(recipe, rows)))
+            save_golden(staged.path / "golden.npz", golden_rows(model, inputs))
             (staged.path / "report.json").write_text(json.dumps(plain(report), indent=2) + "\n")
+            (staged.path / CARD_NAME).write_text(card, encoding="utf-8")
+            (staged.path / PLOTS_NAME).write_bytes(plots)
             version = staged.publish(
                 signature=signature,
                 task=recipe.task,
-                lineage=self._lineage(window, split, champion),
+                lineage=lineage,
                 metrics=self._metrics,
                 actor=self._request.actor,
                 reason=self._request.reason,
                 event_time_ms=self._request.event_time_ms,
+                signing_key=self._key,
             )
         told = ", ".join(f"{name} {value:.4g}" for name, value in self._told_metrics().items())
         reason = f"version {version}, trained on {len(window):,} rows: {told}; "
-        reason += self._gates[1].reason
+        reason += next(gate.reason for gate in self._gates if gate.name == "champion")
         return TrainingResult(
             "published", reason, version, tuple(self._gates), self._metrics, len(window)
         )
+
+    def _checked(self, window: Dataset, champion: Champion | None) -> tuple[Finding, ...]:
+        """What is to be said of the data; DataQualityError where they are broken."""
+        if champion is None:
+            return check(window, None)
+        return check(window, reference_of(self._directory.version_path(champion.version)))
 
     def _mature_until_ms(self) -> int | None:
         """Time of the youngest prediction whose label counts as final; None: any."""
@@ -237,9 +291,39 @@ class _Training:
             now_ms = time.time_ns() // 1_000_000
         return now_ms - round(request.label_maturity_s * 1000)
 
+    def _judge(
+        self,
+        champion: Champion | None,
+        no_champion: str,
+        split: _Split,
+        signature: Signature,
+        prediction: NDArray[Any],
+        classes: Sequence[Any],
+    ) -> NDArray[Any] | None:
+        """Asks every gate that needs no more than predictions; gives the champion's, if any."""
+        recipe = self._recipe
+        truth = split.newest.target()
+        theirs = champion.manifest.signature if champion is not None else None
+        schema = schema_gate(recipe, signature, theirs)
+        self._gates.append(schema)
+        opponent = None
+        if champion is None:
+            self._gates.append(no_comparison(no_champion))
+        elif theirs == signature:
+            opponent = self._compare(champion, split, prediction, classes)
+        elif schema.verdict is Verdict.PASS:
+            self._gates.append(no_comparison("the champion takes or gives something else"))
+        constant = _constant_guess(recipe, split, classes)
+        difference = paired_difference(recipe.metric, truth, constant, prediction, classes)
+        last = _last_known_score(recipe, split)
+        self._gates.append(baseline_gate(recipe, len(truth), difference, last))
+        self._segments = segments_of(recipe, split.newest, prediction, opponent, classes)
+        self._gates.append(segment_gate(recipe, self._segments))
+        return opponent
+
     def _compare(
         self, champion: Champion, split: _Split, prediction: NDArray[Any], classes: Sequence[Any]
-    ) -> GateResult:
+    ) -> NDArray[Any] | None:
         recipe = self._recipe
         truth = split.newest.target()
         if split.unseen:
@@ -251,31 +335,60 @@ class _Training:
         else:
             until = champion.learned_until_ms
             newer = int(np.sum(split.newest.times() > until)) if until is not None else 0
-            return comparison_gate(recipe, newer, None)
+            self._gates.append(comparison_gate(recipe, newer, None))
+            return None
         difference = paired_difference(recipe.metric, truth, opponent, prediction, classes)
         self._metrics[f"champion_{recipe.metric}"] = difference.first
-        return comparison_gate(recipe, len(truth), difference)
+        self._gates.append(comparison_gate(recipe, len(truth), difference))
+        return opponent
 
-    def _refused(self, gate: GateResult, window: Dataset) -> TrainingResult:
-        reason = f"{gate.name}: {gate.reason}"
-        return TrainingResult(
-            "refused", reason, None, tuple(self._gates), self._metrics, len(window)
-        )
+    def _latency_gate(
+        self,
+        model: OnnxModel,
+        signature: Signature,
+        champion: Champion | None,
+        inputs: dict[str, NDArray[Any]],
+    ) -> GateResult:
+        models = {"candidate": model}
+        if champion is not None and champion.manifest.signature.inputs == signature.inputs:
+            models["champion"] = champion.model
+        self._latency = dict(zip(models, measure(list(models.values()), inputs), strict=True))
+        return latency_gate(self._recipe, self._latency["candidate"], self._latency.get("champion"))
+
+    def _refused(self, why: str, window: Dataset) -> TrainingResult:
+        return TrainingResult("refused", why, None, tuple(self._gates), self._metrics, len(window))
 
     def _told_metrics(self) -> dict[str, float]:
         return {name: self._metrics[name] for name in METRICS[self._recipe.task]}
 
     def _report(
-        self, split: _Split, weights: Mapping[str, float], classes: Sequence[Any]
+        self,
+        split: _Split,
+        weights: Mapping[str, float],
+        drift: Sequence[ColumnDrift],
+        constant: NDArray[Any],
+        classes: Sequence[Any],
     ) -> dict[str, Any]:
         recipe = self._recipe
         return {
-            "gates": [gate.to_dict() for gate in self._gates],
+            "gates": [gate.repeated().to_dict() for gate in self._gates],
+            "data_quality": [finding.to_dict() for finding in self._quality],
             "metric": recipe.metric,
             "metrics": dict(self._metrics),
-            "constant_metric": _constant_score(recipe, split, classes),
+            "constant_metric": score(recipe.metric, split.newest.target(), constant, classes),
             "holdout_rows": len(split.newest),
             "importances": dict(weights),
+            "segments": [
+                {
+                    "column": item.column,
+                    "value": item.value,
+                    "rows": item.rows,
+                    recipe.metric: item.metric,
+                    f"champion_{recipe.metric}": item.difference and item.difference.first,
+                }
+                for item in self._segments
+            ],
+            "window_drift": {item.column: item.psi for item in drift},
         }
 
     def _lineage(self, window: Dataset, split: _Split, champion: Champion | None) -> dict[str, Any]:
@@ -290,6 +403,7 @@ class _Training:
             "seed": self._recipe.seed,
             "trigger": dict(self._request.trigger),
             "champion": champion.version if champion is not None else 0,
+            "latency_us": {name: asdict(found) for name, found in self._latency.items()},
             "python": platform.python_version(),
             "libraries": {name: _version_of(name) for name in _LIBRARIES},
         }
@@ -327,14 +441,23 @@ def _aligned(prediction: NDArray[Any], pipeline: Pipeline, classes: Sequence[Any
     return full
 
 
-def _constant_score(recipe: Recipe, split: _Split, classes: Sequence[Any]) -> float:
-    """The metric of the best guess that looks at no column: what a model must at least beat."""
-    older, truth = split.older.target(), split.newest.target()
+def _constant_guess(recipe: Recipe, split: _Split, classes: Sequence[Any]) -> NDArray[Any]:
+    """The best prediction that looks at no column: what a model must at least beat."""
+    older, rows = split.older.target(), len(split.newest)
     if not recipe.classification:
         centre = np.median(older) if recipe.metric == "mae" else np.mean(older)
-        return score(recipe.metric, truth, np.full(len(truth), centre))
+        return np.full(rows, float(centre))
     shares = np.array([np.mean(older == value) for value in classes])
-    return score(recipe.metric, truth, np.tile(shares, (len(truth), 1)), classes)
+    return np.tile(shares, (rows, 1))
+
+
+def _last_known_score(recipe: Recipe, split: _Split) -> float | None:
+    """The metric of repeating the label of the row before; None for classes."""
+    if recipe.classification:
+        return None
+    truth = split.newest.target()
+    before = np.concatenate([split.older.target()[-1:], truth[:-1]])
+    return score(recipe.metric, truth, before)
 
 
 def _version_of(package: str) -> str:

@@ -187,3 +187,31 @@ def test_parity_rows_hold_missing_unseen_and_extreme_values(
     assert not set(rows["colour"]) <= known
     assert rows["size"].drop_nans().min() < data.frame["size"].min()  # type: ignore[operator]  # floats
     assert rows.equals(parity_rows(recipe, data), null_equal=True)
+
+
+def test_parity_names_the_worst_rows_with_what_the_two_sides_say(
+    make_frame: FrameMaker, make_recipe: RecipeMaker
+) -> None:
+    recipe = make_recipe("binary")
+    data = Dataset.from_frame(recipe, make_frame(task="binary"))
+    other = Dataset.from_frame(recipe, make_frame(task="binary", seed=9))
+    model = OnnxModel(export(recipe, fit(recipe, other)))
+    pipeline = fit(recipe, data)
+    found = check_parity(recipe, pipeline, model, parity_rows(recipe, data, 500))
+    assert len(found.worst_rows) == 3
+    assert found.worst_rows[0].startswith("size=")
+    assert " instead of " in found.worst_rows[0]
+
+
+def test_infinite_numbers_are_compared_unless_scikit_learn_refuses_them(
+    make_frame: FrameMaker, make_recipe: RecipeMaker
+) -> None:
+    for kind, compared in (("auto", True), ("linear", False)):
+        recipe = make_recipe(estimator={"kind": kind, "max_iter": 5})
+        data = Dataset.from_frame(recipe, make_frame(300))
+        rows = parity_rows(recipe, data)
+        pipeline = fit(recipe, data)
+        model = OnnxModel(export(recipe, pipeline))
+        found = check_parity(recipe, pipeline, model, rows)
+        assert (found.rows == rows.height) == compared
+        assert found.rows >= 10_000

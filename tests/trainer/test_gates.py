@@ -6,15 +6,20 @@ import pytest
 from trimtab.registry.manifest import Signature, TensorSpec
 from trimtab.trainer.gates import (
     Verdict,
+    baseline_gate,
     comparison_gate,
+    latency_gate,
     no_comparison,
     parity_gate,
     refusal,
     schema_gate,
+    segment_gate,
 )
+from trimtab.trainer.latency import Latency
 from trimtab.trainer.parity import Parity
 from trimtab.trainer.recipe import Recipe
 from trimtab.trainer.scores import PairedDifference
+from trimtab.trainer.segments import Segment
 
 RecipeMaker = Callable[..., Recipe]
 NUMERIC = TensorSpec("numeric", "FP32", (-1, 2), ("a", "b"))
@@ -131,10 +136,100 @@ def test_parity_needs_every_row(parity: Parity, verdict: Verdict, words: str) ->
     assert words in found.reason
 
 
-def test_the_first_gate_that_does_not_pass_refuses(make_recipe: RecipeMaker) -> None:
+def test_a_refused_parity_names_the_worst_rows() -> None:
+    found = parity_gate(Parity(10_000, 0.5, 1e-4, 3, ("a=1.0: 0.9 instead of 0.4",)))
+    assert found.reason.endswith("; the worst: a=1.0: 0.9 instead of 0.4")
+
+
+@pytest.mark.parametrize(
+    ("improvement", "margin", "verdict", "words"),
+    [
+        (1.0, 0.5, Verdict.PASS, "better: mae 9 against 10 of the best constant guess"),
+        (0.4, 0.5, Verdict.INCONCLUSIVE, "not surely better"),
+        (0.0, 0.0, Verdict.FAIL, "not better"),
+        (-1.0, 0.5, Verdict.FAIL, "not better"),
+        (float("nan"), 0.5, Verdict.INCONCLUSIVE, "mae is not defined on the 600 newest rows"),
+    ],
+)
+def test_a_candidate_must_surely_beat_a_constant_guess_unless_that_is_only_told(
+    make_recipe: RecipeMaker, improvement: float, margin: float, verdict: Verdict, words: str
+) -> None:
+    given = difference(improvement, margin)
+    found = baseline_gate(make_recipe(), 600, given, 3.0)
+    assert found.verdict is verdict
+    assert found.reason.startswith(words)
+    told = baseline_gate(make_recipe(baseline="report"), 600, given, None)
+    assert told.verdict is Verdict.PASS
+    if verdict is Verdict.PASS:
+        assert found.figures["last_known"] == 3.0
+        assert "last_known" not in told.figures
+    else:
+        assert 'baseline = "report"' in found.reason
+        assert told.reason.endswith("the recipe only wants it told")
+
+
+def segment(improvement: float, margin: float, value: str = "ATL") -> Segment:
+    return Segment("dest", value, 300, 10 - improvement, difference(improvement, margin))
+
+
+@pytest.mark.parametrize(
+    ("segments", "verdict", "words"),
+    [
+        ([], Verdict.PASS, "no category has 200 of the newest rows"),
+        ([Segment("dest", "ATL", 300, 9.0)], Verdict.PASS, "there is no champion"),
+        ([segment(1, 0.5)], Verdict.PASS, "in none of 1 segments surely worse than the champion"),
+        ([segment(-2, 3)], Verdict.PASS, "in none of 1 segments"),  # may be chance
+        ([segment(-0.4, 0.1)], Verdict.PASS, "in none of 1 segments"),  # surely, by 4 % of it
+        ([segment(-2, 1)], Verdict.FAIL, "surely worse than the champion where dest = 'ATL'"),
+        ([segment(1, 0.5), segment(-2, 1, "LAX")], Verdict.FAIL, "surely worse than the champion"),
+        ([segment(float("nan"), 1)], Verdict.PASS, "there is no champion"),
+    ],
+)
+def test_no_segment_may_be_surely_worse_by_more_than_the_tolerance(
+    make_recipe: RecipeMaker, segments: list[Segment], verdict: Verdict, words: str
+) -> None:
+    found = segment_gate(make_recipe(segment_tolerance=0.05), segments)
+    assert found.verdict is verdict
+    assert found.reason.startswith(words)
+    if verdict is Verdict.FAIL:
+        assert "(mae 12 against 10 on 300 rows)" in found.reason
+        assert found.figures["worse"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "candidate", "champion", "verdict", "words"),
+    [
+        (0, Latency(900, 90), None, Verdict.PASS, "there is no budget and no champion"),
+        (0, Latency(199, 39), Latency(100, 20), Verdict.PASS, "up to 2 times"),
+        (0, Latency(201, 20), Latency(100, 20), Verdict.FAIL, "too slow: 201 µs for a row alone"),
+        (0, Latency(100, 41), Latency(100, 20), Verdict.FAIL, "41 in 64"),
+        (0, Latency(100, 20), Latency(5, 0.2), Verdict.PASS, "up to 2 times"),  # fast anyway
+        (50, Latency(51, 1), Latency(100, 20), Verdict.FAIL, "latency_budget_us is 50"),
+        (50, Latency(50, 90), Latency(1, 1), Verdict.PASS, "latency_budget_us is 50"),
+        (50, Latency(float("nan"), 1), None, Verdict.FAIL, "latency_budget_us is 50"),
+    ],
+)
+def test_latency_holds_to_the_budget_or_to_about_the_champions(
+    make_recipe: RecipeMaker,
+    budget: float,
+    candidate: Latency,
+    champion: Latency | None,
+    verdict: Verdict,
+    words: str,
+) -> None:
+    found = latency_gate(make_recipe(latency_budget_us=budget), candidate, champion)
+    assert found.verdict is verdict
+    assert words in found.reason
+    if verdict is Verdict.PASS:
+        same = latency_gate(make_recipe(latency_budget_us=budget), Latency(1, 1), champion)
+        assert found.repeated() == same.repeated()
+
+
+def test_a_refusal_tells_every_gate_that_did_not_pass(make_recipe: RecipeMaker) -> None:
     passed = no_comparison("no champion")
     unsure = comparison_gate(make_recipe(), 600, difference(0.4, 0.5))
-    failed = comparison_gate(make_recipe(), 600, difference(-1, 0.5))
-    assert refusal([passed]) is None
-    assert refusal([passed, unsure, failed]) is unsure
+    failed = segment_gate(make_recipe(), [segment(-2, 1)])
+    assert refusal([passed]) == ""
+    told = refusal([passed, unsure, failed])
+    assert told == f"champion: {unsure.reason}; segments: {failed.reason}"
     assert unsure.to_dict()["verdict"] == "inconclusive"

@@ -56,7 +56,7 @@ def test_json_progress_ends_with_the_result_and_a_second_run_is_refused(models: 
     *progress, last = lines(done.stdout)
     assert [line["progress"]["stage"] for line in progress] == [
         *("start", "read", "fit", "compare", "refit"),
-        *("export", "parity", "reference", "publish"),
+        *("export", "parity", "reference", "card", "publish"),
     ]
     fractions = [line["progress"]["fraction"] for line in progress]
     assert fractions == sorted(fractions)
@@ -170,3 +170,19 @@ def test_the_maturity_of_labels_goes_by_the_time_that_it_is_told(
         {"served rows younger than label_maturity_s": 60},
     )
     assert run(models, "train", "--label-maturity-s", "-1").returncode == 2
+
+
+def test_broken_data_fail_with_every_finding_in_the_result(
+    models: Path, make_frame: FrameMaker
+) -> None:
+    assert run(models, "train").returncode == 0
+    later = make_frame(400, start_ms=1_710_000_000_000).with_columns(pl.col("size") * 1_000)
+    pl.concat([make_frame(400), later]).write_parquet(models / "m" / "history.parquet")
+    done = run(models, "train", "--progress", "json", "--record")
+    assert done.returncode == 1
+    assert "the data are broken, nothing was trained: size: " in done.stderr
+    result = lines(done.stdout)[-1]["result"]
+    [finding] = [item for item in result["quality"] if item["severity"] == "error"]
+    assert (finding["column"], finding["what"]) == ("size", "far_out")
+    assert ModelDirectory(models / "m").versions() == [1]
+    assert "size" in ModelDirectory(models / "m").history().entries[-1].reason

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +18,13 @@ import pytest
 from trimtab._native.reference import CategoricalFeature, ReferenceProfile
 from trimtab.registry.directory import ModelDirectory, Registry
 from trimtab.trainer import training
-from trimtab.trainer.errors import BusyError, DataError, RecipeError, TrainingError
+from trimtab.trainer.errors import (
+    BusyError,
+    DataError,
+    ExportError,
+    RecipeError,
+    TrainingError,
+)
 from trimtab.trainer.export import OnnxModel
 from trimtab.trainer.parity import Parity
 from trimtab.trainer.progress import SilentProgress
@@ -24,6 +34,27 @@ from trimtab.trainer.training import TrainingRequest, TrainingResult, record_fai
 FrameMaker = Callable[..., pl.DataFrame]
 Rows = Callable[[pl.DataFrame, str], pl.DataFrame]
 MODEL = "m"
+OWN_MODELS = """
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+
+
+def extra_trees(recipe):
+    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    columns = ColumnTransformer(
+        [("numeric", "passthrough", list(recipe.numeric)), ("codes", codes, ["colour"])]
+    )
+    return Pipeline(
+        [("columns", columns), ("model", ExtraTreesClassifier(20, max_depth=6, n_jobs=-1))]
+    )
+
+
+def scaled_trees(recipe):
+    columns = ColumnTransformer([("numeric", StandardScaler(), list(recipe.numeric))])
+    return Pipeline([("columns", columns), ("model", ExtraTreesClassifier(20, max_depth=6))])
+"""
 
 
 class World:
@@ -76,10 +107,17 @@ def test_a_first_training_publishes_a_whole_version_that_becomes_champion(
     world.history(make_frame(task=task))
     result = world.train(trigger={"kind": "admin"}, event_time_ms=123)
     assert (result.outcome, result.version, result.rows) == ("published", 1, 1_500)
-    assert [str(gate.verdict) for gate in result.gates] == ["pass", "pass", "pass"]
+    assert [str(gate.verdict) for gate in result.gates] == ["pass"] * 6
     manifest = world.directory.verify(1)
     assert world.directory.state().champion == 1
-    assert set(manifest.files) == {"model.onnx", "reference.npz", "golden.npz", "report.json"}
+    assert set(manifest.files) == {
+        "model.onnx",
+        "reference.npz",
+        "golden.npz",
+        "report.json",
+        "model_card.md",
+        "model_card.png",
+    }
     assert manifest.task == task
     lineage = manifest.lineage
     assert lineage["data"]["rows"] == 1_500
@@ -147,14 +185,16 @@ def test_the_report_has_gates_metrics_and_importances(world: World, make_frame: 
     world.history(make_frame())
     result = world.train()
     report = json.loads((world.directory.version_path(1) / "report.json").read_text())
-    assert [gate["name"] for gate in report["gates"]] == ["schema", "champion", "parity"]
+    names = ["schema", "champion", "baseline", "segments", "parity", "latency"]
+    assert [gate["name"] for gate in report["gates"]] == names
     assert report["metrics"] == dict(result.metrics)
     assert report["metrics"]["mae"] < report["constant_metric"] / 3
     assert next(iter(report["importances"])) == "size"
     profile = ReferenceProfile.load(world.directory.version_path(1) / "reference.npz")
     kept = {f.name: f.importance for t in profile.tensors for f in t.features if t.role == "input"}
     assert kept == report["importances"]
-    assert report["gates"][2]["figures"]["rows"] >= 10_000
+    assert report["gates"][4]["figures"]["rows"] >= 10_000
+    assert set(report["window_drift"]) == {"size", "age", "colour", "value"}
 
 
 def test_the_same_inputs_and_seed_give_the_same_files(
@@ -167,8 +207,105 @@ def test_the_same_inputs_and_seed_give_the_same_files(
         world.history(make_frame())
         world.train()
         files = world.directory.manifest(1).files
-        hashes.append({name: files[name].sha256 for name in ("model.onnx", "report.json")})
-    assert hashes[0] == hashes[1]
+        kept = ("model.onnx", "report.json", "model_card.md", "model_card.png")
+        hashes.append({name: files[name].sha256 for name in kept})
+    for name in ("model.onnx", "report.json", "model_card.png"):
+        assert hashes[0][name] == hashes[1][name]
+    # The card names the file that the rows are from, and that lies somewhere else.
+    assert hashes[0]["model_card.md"] != hashes[1]["model_card.md"]
+
+
+def test_two_processes_make_the_same_files_of_the_same_inputs(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe("binary", estimator="max_features = 0.5")
+    world.history(make_frame(task="binary"))
+    arguments = ["--models-dir", str(world.models), "--model", MODEL, "--progress", "none"]
+    made: list[dict[str, bytes]] = []
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, "-m", "trimtab.trainer", "train", *arguments, "--reason", "why"],
+            check=True,
+            capture_output=True,
+            timeout=120,
+            env={**os.environ, "PYTHONHASHSEED": str(len(made))},
+        )
+        version = world.directory.version_path(1)
+        made.append({path.name: path.read_bytes() for path in version.iterdir()})
+        for path in world.directory.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in ("trimtab.toml", "history.parquet"):
+                path.unlink()
+    for name in ("model.onnx", "report.json", "model_card.md", "model_card.png"):
+        assert made[0][name] == made[1][name], name
+    assert len(made[0]["model_card.md"]) + len(made[0]["model_card.png"]) < 300_000
+
+
+def test_the_card_explains_the_decision_and_the_timings_are_in_the_manifest_only(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.recipe()
+    world.history(make_frame())
+    result = world.train()
+    card = (world.directory.version_path(1) / "model_card.md").read_text()
+    assert "no champion: it is a first" in card
+    assert "| baseline | pass | better: mae" in card
+    assert "1,500 labelled rows from 2023-11-14 22:13" in card
+    measured = world.directory.manifest(1).lineage["latency_us"]["candidate"]
+    assert 0 < measured["batched_us"] < measured["alone_us"]
+    latency = next(gate for gate in result.gates if gate.name == "latency")
+    assert latency.figures["alone_us"] == measured["alone_us"]
+    report = json.loads((world.directory.version_path(1) / "report.json").read_text())
+    assert report["gates"][5]["figures"] == {}
+    assert "manifest.json" in report["gates"][5]["reason"]
+
+
+def test_what_nothing_can_be_learned_from_is_refused_by_every_gate_that_sees_it(
+    world: World, make_frame: FrameMaker
+) -> None:
+    random = np.random.default_rng(0)
+    history = make_frame().with_columns(value=pl.Series(random.normal(size=1_500)))
+    world.recipe()
+    world.history(history)
+    result = world.train()
+    assert result.reason.startswith("baseline: not better: mae")
+    world.recipe(baseline="report")
+    assert world.train().version == 1
+    world.recipe(schema_change="refuse", numeric=["size"])
+    both = world.train().reason
+    assert both.startswith("schema: the input 'numeric' has the champion's columns without age")
+    assert "; baseline: not better" in both
+
+
+def test_a_pipeline_of_the_users_is_trained_and_one_that_onnx_gets_wrong_is_not_even_fitted(
+    world: World, make_frame: FrameMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_models.py").write_text(OWN_MODELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    world.history(make_frame(600, task="binary"))
+    world.recipe("binary", estimator='kind = "own_models:extra_trees"')
+    result = world.train()
+    assert result.outcome == "published", result.reason
+    world.recipe("binary", estimator='kind = "own_models:scaled_trees"')
+    with pytest.raises(ExportError, match="StandardScaler before trees moves rows") as caught:
+        world.train()
+    assert "take it out" in str(caught.value)
+
+
+def test_early_stopping_is_found_once_and_kept_for_the_published_model(
+    world: World, make_frame: FrameMaker
+) -> None:
+    world.history(make_frame())
+    world.recipe(estimator="early_stopping = 5\nlearning_rate = 0.5")
+    world.train()
+    assert world.directory.manifest(1).task == "regression"
+    small = (world.directory.version_path(1) / "model.onnx").stat().st_size
+    other = World(world.models.parent / "other")
+    other.history(make_frame())
+    other.recipe(estimator="learning_rate = 0.5")
+    other.train()
+    assert small < (other.directory.version_path(1) / "model.onnx").stat().st_size / 1.5
 
 
 def test_a_better_candidate_on_new_labelled_traffic_is_published_as_the_next_version(
@@ -283,6 +420,7 @@ def test_a_model_that_onnx_gets_wrong_is_refused(
     monkeypatch.setattr(training, "check_parity", lambda *_: Parity(10_000, 0.5, 1e-4, 0))
     result = world.train()
     assert result.reason.startswith("parity: the ONNX model differs from scikit-learn by up to 0.5")
+    assert [gate.name for gate in result.gates][-1] == "latency"
     assert world.directory.version_directories() == []
 
 
@@ -308,7 +446,7 @@ class StopAt(SilentProgress):
             raise Stop
 
 
-@pytest.mark.parametrize("name", ["read", "fit", "export", "reference", "publish"])
+@pytest.mark.parametrize("name", ["read", "fit", "export", "reference", "card", "publish"])
 def test_a_training_that_ends_at_any_stage_leaves_nothing(
     world: World, make_frame: FrameMaker, name: str
 ) -> None:
