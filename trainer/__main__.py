@@ -1,4 +1,4 @@
-"""The trainer's command line: `python -m trimtab.trainer train | roll | drift-counts | import-rows | backtest`.
+"""The trainer's command line: `python -m trimtab.trainer COMMAND`.
 
 The server starts it as a child process; a person may do so too. The thread pools of Polars, OpenMP
 and OpenBLAS are sized when those libraries are imported, so nothing heavy is imported at the top of
@@ -87,6 +87,9 @@ def train(
     label_maturity_s: Annotated[
         float, typer.Option(min=0, help="Served rows younger than so many seconds are left out.")
     ] = 0.0,
+    signing_key: Annotated[
+        Path | None, typer.Option(help="PEM file of the key that a version is signed with.")
+    ] = None,
     progress: Annotated[
         ProgressMode, typer.Option(help="json: lines on standard output, for a program.")
     ] = ProgressMode.RICH,
@@ -111,17 +114,27 @@ def train(
     told = progress_of(progress.value)
     told.stage("start", "loading libraries")
 
+    from .data_quality import DataQualityError
     from .errors import BusyError
     from .training import TrainingRequest, TrainingResult, record_failure
     from .training import train as run
 
     request = TrainingRequest(
-        models_dir, model, actor, reason, set_off_by, event_time_ms, label_maturity_s, record
+        models_dir,
+        model,
+        actor,
+        reason,
+        set_off_by,
+        event_time_ms,
+        label_maturity_s,
+        record,
+        signing_key,
     )
     try:
         result = run(request, told)
     except Exception as error:  # noqa: BLE001  the process's edge
-        result = TrainingResult("failed", _sentence(error))
+        findings = error.findings if isinstance(error, DataQualityError) else ()
+        result = TrainingResult("failed", _sentence(error), quality=findings)
         try:
             if not isinstance(error, BusyError):  # else nothing was tried; the other one goes on
                 record_failure(request, result.reason)
@@ -241,6 +254,32 @@ def import_rows(
     if reason:
         print(f"error: {reason}", file=sys.stderr)
         raise typer.Exit(FAILED)
+
+
+@app.command("init")
+def init(
+    request: Annotated[Path, typer.Argument(help="A JSON file that says what is wanted.")],
+    out: Annotated[Path, typer.Option(help="File for what was found and written.")],
+    threads: Threads = None,
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Writes a first recipe for `trimtab init`, which starts this."""
+    limit_threads(threads)
+    _follow_parent(exit_with_parent)
+
+    from .recipe_writer import InitRequest, write_recipe
+
+    def tell(done: float, message: str) -> None:
+        step = {"stage": "init", "fraction": done, "message": message}
+        print(json.dumps({"progress": step}), flush=True)
+
+    try:
+        found = write_recipe(InitRequest.from_json(request.read_text()), tell)
+        out.write_text(json.dumps(found.to_dict(), ensure_ascii=False))
+    except Exception as error:  # noqa: BLE001  the process's edge
+        reason = "ran out of memory" if isinstance(error, MemoryError) else _sentence(error)
+        print(json.dumps({"result": {"outcome": "failed", "reason": reason}}), flush=True)
+        raise typer.Exit(FAILED) from None
 
 
 def _sentence(error: Exception) -> str:

@@ -5,6 +5,7 @@ the epoch, targets Float64, Int64 or String. What cannot be turned into that is 
 sentence: the column, where it is from, and what it holds instead.
 """
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,8 @@ import polars as pl
 from .errors import DataError
 from .recipe import Recipe, nearest
 
-_NO_VALUE = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # in a CSV's numeric column
+# Where a CSV file has no value, in a column of numbers, of times or of the target.
+NO_VALUE = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 # A column whose values float32 moves by more than this share of their spread is of no use.
 _SNAP_LOSS = 1e-3
 
@@ -26,6 +28,20 @@ def clean_features(recipe: Recipe, frame: pl.DataFrame, origin: str) -> pl.DataF
         *(_numeric(frame[name], name, origin) for name in recipe.numeric),
         *(_text(frame[name], name, origin) for name in recipe.categorical),
     )
+
+
+def compacted(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same rows without what they were taken from.
+
+    Polars' strings are views into buffers, and a few rows keep all the text of their batch alive:
+    590 MiB instead of 510 where 250,000 of 2 million rows were taken. Arrow's older layout has none.
+    """
+    if pl.String not in frame.schema.values() or not frame.height:
+        return frame
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer, compat_level=pl.CompatLevel.oldest())
+    buffer.seek(0)
+    return pl.read_ipc(buffer)
 
 
 def require_column(columns: Sequence[str], name: str, origin: str) -> None:
@@ -59,7 +75,7 @@ def _numeric(column: pl.Series, name: str, origin: str) -> pl.Series:
 def _parsed(column: pl.Series, what: str) -> pl.Series:
     """A column of text as numbers, the usual spellings of a missing value as null."""
     stripped = column.str.strip_chars()
-    given = stripped.set(stripped.is_in(_NO_VALUE), None)
+    given = stripped.set(stripped.is_in(NO_VALUE), None)
     numbers = given.cast(pl.Float64, strict=False)
     bad = given.filter(numbers.is_null() & given.is_not_null())
     if bad.len():

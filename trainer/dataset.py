@@ -7,14 +7,18 @@ A Dataset is a Polars frame in one fixed form, and everything after it relies on
 * the categorical columns as String, null as "" (ONNX has no null string);
 * the target: Float64 in a regression, Int64 or String for classes; never null;
 * the time in milliseconds since the epoch, and rows in ascending order of (time, id, row). Polars
-  keeps no order of its own, so the sort is explicit, and the same inputs give the same bytes.
+  keeps no order of its own, so the sort is explicit, and the same inputs give the same bytes;
+* where a sample was taken, the weight: how many rows a row stands for, Float32.
+
+Files and log are read in batches, first for the rows' times alone and then for those that were
+chosen (sampling.py), so memory follows the rows that are taken and not those that there are.
 
 What is wrong with the data is a DataError of one sentence that names the file and the column.
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +26,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .columns import clean_features, require_column, target_column, time_column
+from .columns import clean_features, compacted, require_column, target_column, time_column
 from .errors import DataError
-from .log_reader import read_log
+from .history_files import HistoryFile, history_files
+from .log_rows import LABEL, LabelledLog, LogFacts
 from .recipe import Recipe
+from .sampling import Choice, RowChooser, WindowPolicy, row_keys
 
 # Our own columns begin so; a file's columns never meet them, for only the recipe's are taken.
 TARGET = "trimtab.target"
 TIME = "trimtab.time"
+WEIGHT = "trimtab.weight"
+_SERVED = "trimtab.served"
 _ID = "trimtab.id"
 _ROW = "trimtab.row"
 
@@ -44,6 +52,18 @@ class Source:
 
 
 @dataclass(frozen=True)
+class LabelFacts:
+    """What is known of the log's labels; counts of classes are of the rows that were taken."""
+
+    served: int = 0  # logged rows that could have a label
+    labels: int = 0
+    duplicates: int = 0  # taken rows that were in the log twice
+    rows: int = 0  # taken rows that are from the log
+    served_classes: Mapping[Any, int] = field(default_factory=dict)
+    file_classes: Mapping[Any, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Clean rows in the order of time; see the module's text for the columns' form."""
 
@@ -51,59 +71,40 @@ class Dataset:
     frame: pl.DataFrame
     sources: tuple[Source, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)  # rows left out, by reason
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # how much was taken of what
+    labels: LabelFacts = field(default_factory=lambda: LabelFacts())
 
     @classmethod
     def from_frame(cls, recipe: Recipe, frame: pl.DataFrame, origin: str = "the data") -> "Dataset":
         """Takes a frame with the recipe's columns as they are in a file; sorts it by time."""
         dropped: dict[str, int] = {}
-        clean = _from_file(recipe, frame, origin, 0, dropped)
+        clean = _clean(recipe, frame, origin).with_columns(_places(frame, 0))
+        clean = _labelled(clean, dropped)
         return cls(recipe, _in_order(clean), (Source(origin, clean.height),), dropped)
 
     @classmethod
     def read(
         cls, recipe: Recipe, data: Path | None, mature_until_ms: int | None = None
     ) -> "Dataset":
-        """The newest `window_rows` labelled rows of the recipe's files and the model's traffic.
+        """The window's labelled rows of the recipe's files and the model's traffic.
 
         `data` is the model's directory under MODELS_DIR/.trimtab, which may not exist yet. Rows
         that were served after `mature_until_ms` are left out; files hold history and are not young.
         """
-        dropped: dict[str, int] = {}
-        parts: list[pl.DataFrame] = []
-        sources: list[Source] = []
-        for name in recipe.files:
-            rows = sum(part.height for part in parts)
-            part = _from_file(recipe, _read_file(Path(name), recipe), name, rows, dropped)
-            parts.append(part)
-            sources.append(Source(name, part.height, _sha256_of(Path(name))))
+        log = None
         if data is not None and (data / "traffic").is_dir():
-            text = parts[0].schema[TARGET] == pl.String if parts and recipe.classification else None
-            served, read = _from_traffic(recipe, data, text, dropped, mature_until_ms)
-            if served is not None:
-                parts.append(served)
-                sources.extend(read)
-        if not parts:
-            raise DataError(
-                "there are no labelled rows: the recipe names no files, "
-                "and no row of the traffic log has a label yet"
-            )
-        if len({part.schema[TARGET] for part in parts}) > 1:
-            raise DataError(
-                f"the target {recipe.target!r} is text in one of the sources and numbers in another"
-            )
-        window = _in_order(pl.concat(parts)).tail(recipe.window_rows)
-        dataset = cls(recipe, window, tuple(sources), dropped)
-        dataset.check()
-        return dataset
+            log = LabelledLog(recipe, data, mature_until_ms)
+        try:
+            return _read(recipe, history_files(recipe), log)
+        finally:
+            if log is not None:
+                log.close()
 
     def check(self) -> None:
         """Raises DataError where a model could not be fitted to these rows."""
         recipe, frame = self.recipe, self.frame
         if frame.height < recipe.min_rows:
-            raise DataError(
-                f"there are {frame.height:,} labelled rows, "
-                f"and min_rows asks for {recipe.min_rows:,}{self._drops()}"
-            )
+            raise _too_few(recipe, frame.height, self.dropped)
         for name in recipe.numeric:
             if frame[name].is_nan().all():
                 raise DataError(
@@ -131,11 +132,11 @@ class Dataset:
     def slice(self, start: int, stop: int | None = None) -> "Dataset":
         """Rows from `start` to before `stop`, counted in the order of time."""
         length = None if stop is None else stop - start
-        return Dataset(self.recipe, self.frame.slice(start, length), self.sources, self.dropped)
+        return replace(self, frame=self.frame.slice(start, length))
 
     def take(self, rows: NDArray[np.intp]) -> "Dataset":
         """The rows with these positions, in ascending order of position."""
-        return Dataset(self.recipe, self.frame[np.sort(rows)], self.sources, self.dropped)
+        return replace(self, frame=self.frame[np.sort(rows)])
 
     def features(self) -> pl.DataFrame:
         """The input columns: what a fitted pipeline takes."""
@@ -158,10 +159,17 @@ class Dataset:
     def times(self) -> NDArray[np.int64]:
         return self.frame[TIME].to_numpy()
 
+    def weights(self) -> NDArray[np.float32] | None:
+        """How many rows each row counts for in a fit; None: all count the same."""
+        if self.recipe.weights == "none" or WEIGHT not in self.frame.columns:
+            return None
+        return self.frame[WEIGHT].to_numpy()
+
     def sha256(self) -> str:
         """Of every value, in order: two trainings with the same digest saw the same matrix."""
         digest = hashlib.sha256()
-        for name in (*self.recipe.features, TARGET, TIME):
+        sampled = [WEIGHT] if WEIGHT in self.frame.columns else []
+        for name in (*self.recipe.features, TARGET, TIME, *sampled):
             column = self.frame[name]
             digest.update(f"\n{name}:{column.dtype}:{column.len()}\n".encode())
             if column.dtype == pl.String:
@@ -182,11 +190,8 @@ class Dataset:
                 for source in self.sources
             ],
             "dropped": dict(self.dropped),
+            "sampling": dict(self.sampling),
         }
-
-    def _drops(self) -> str:
-        shown = ", ".join(f"{rows:,} {why}" for why, rows in self.dropped.items() if rows)
-        return f" (left out: {shown})" if shown else ""
 
 
 def tensors(recipe: Recipe, frame: pl.DataFrame) -> dict[str, NDArray[Any]]:
@@ -203,123 +208,183 @@ def tensors(recipe: Recipe, frame: pl.DataFrame) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _read_file(path: Path, recipe: Recipe) -> pl.DataFrame:
-    """The recipe's columns of one file, as they are."""
-    wanted = [*recipe.features, recipe.target, *([recipe.time] if recipe.time else [])]
-    try:
-        if path.suffix == ".parquet":
-            there = list(pl.read_parquet_schema(path))
-        elif path.suffix in (".csv", ".tsv"):
-            separator = "\t" if path.suffix == ".tsv" else ","
-            there = pl.read_csv(path, n_rows=0, separator=separator).columns
-        else:
-            raise DataError(f"{path} is neither .parquet nor .csv nor .tsv")
-        for name in wanted:
-            require_column(there, name, str(path))
-        wanted = list(dict.fromkeys(wanted))
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path, columns=wanted, hive_partitioning=False)
-        text = dict.fromkeys(recipe.categorical, pl.String)
-        return pl.read_csv(
-            path,
-            columns=wanted,
-            separator=separator,
-            infer_schema_length=None,
-            schema_overrides=text,
-        ).select(wanted)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} cannot be read: {why}") from error
+def _read(recipe: Recipe, files: Sequence[HistoryFile], log: LabelledLog | None) -> Dataset:
+    """First every row's time, then all of those rows that were chosen by it."""
+    limit = min(recipe.window_rows, recipe.sample_rows)
+    chooser = RowChooser(
+        WindowPolicy(
+            rows=recipe.window_rows,
+            limit=limit,
+            period_ms=recipe.period_ms,
+            periods=recipe.window_periods,
+            history=recipe.history,
+            seed=recipe.seed,
+        )
+    )
+    dropped: dict[str, int] = {}
+    starts: list[int] = []  # place of each file's first row
+    rows: list[int] = []  # of each file, without those that have no target or no time
+    place = 0
+    text: bool | None = None
+    for file in files:
+        starts.append(place)
+        found = 0
+        for batch in file.batches(_told_columns(recipe)):
+            told = _told(recipe, batch, file.path).with_columns(_places(batch, place))
+            place += batch.height
+            text = text or told.schema[TARGET] == pl.String
+            kept = _labelled(told, dropped)
+            found += kept.height
+            places = kept[_ROW].to_numpy()
+            keys = row_keys(recipe.seed, places.astype(np.uint64))
+            chooser.add(kept[TIME].to_numpy(), keys, places)
+        rows.append(found)
+    if log is not None and not log.read_labels(text if files and recipe.classification else None):
+        log = None
+    if log is not None:
+        for times, keys, places in log.candidates():
+            chooser.add(times, keys, places + place)
+        dropped |= log.dropped
+    choice = chooser.choose()
+    parts = [
+        _chosen(recipe, file, start, choice, dropped)
+        for file, start in zip(files, starts, strict=True)
+    ]
+    served = None if log is None else _served(recipe, log, place, choice, dropped)
+    if served is not None:
+        parts.append(served)
+    if not parts and dropped:
+        raise _too_few(recipe, 0, dropped)
+    if not parts:
+        raise DataError(
+            "there are no labelled rows: the recipe names no files, "
+            "and no row of the traffic log has a label yet"
+        )
+    if len({part.schema[TARGET] for part in parts}) > 1:
+        raise DataError(
+            f"the target {recipe.target!r} is text in one of the sources and numbers in another"
+        )
+    sources = [
+        Source(file.path, count, file.sha256()) for file, count in zip(files, rows, strict=True)
+    ]
+    if log is not None:
+        sources += [Source(path, count) for path, count in log.facts.rows.items()]
+    everything = _in_order(pl.concat(parts))
+    del parts
+    if not choice.sampled:
+        everything = everything.drop(WEIGHT)
+    told_labels = _label_facts(everything, log)
+    frame = everything.drop(_SERVED)
+    dataset = Dataset(recipe, frame, tuple(sources), dropped, choice.to_dict(), told_labels)
+    dataset.check()
+    return dataset
 
 
-def _from_file(
-    recipe: Recipe, frame: pl.DataFrame, origin: str, first_row: int, dropped: dict[str, int]
+def _too_few(recipe: Recipe, rows: int, dropped: Mapping[str, int]) -> DataError:
+    shown = ", ".join(f"{count:,} {why}" for why, count in dropped.items() if count)
+    left = f" (left out: {shown})" if shown else ""
+    return DataError(
+        f"there are {rows:,} labelled rows, and min_rows asks for {recipe.min_rows:,}{left}"
+    )
+
+
+def _told_columns(recipe: Recipe) -> list[str]:
+    return [recipe.target, *([recipe.time] if recipe.time else [])]
+
+
+def _told(recipe: Recipe, frame: pl.DataFrame, origin: str) -> pl.DataFrame:
+    """The target and the time of a file's rows."""
+    return pl.DataFrame(
+        [
+            target_column(recipe, frame[recipe.target], origin).alias(TARGET),
+            time_column(frame[recipe.time], recipe.time, origin).alias(TIME)
+            if recipe.time
+            else pl.zeros(frame.height, pl.Int64, eager=True).alias(TIME),
+        ]
+    )
+
+
+def _places(frame: pl.DataFrame, first: int) -> pl.Series:
+    return pl.int_range(first, first + frame.height, dtype=pl.Int64, eager=True).alias(_ROW)
+
+
+def _chosen(
+    recipe: Recipe, file: HistoryFile, start: int, choice: Choice, dropped: dict[str, int]
 ) -> pl.DataFrame:
-    for name in (recipe.target, *([recipe.time] if recipe.time else [])):
-        require_column(frame.columns, name, origin)
-    clean = clean_features(recipe, frame, origin).with_columns(
-        target_column(recipe, frame[recipe.target], origin).alias(TARGET),
-        time_column(frame[recipe.time], recipe.time, origin).alias(TIME)
-        if recipe.time
-        else pl.lit(0, pl.Int64).alias(TIME),
-        pl.lit("").alias(_ID),
-        (pl.int_range(pl.len(), dtype=pl.Int64) + first_row).alias(_ROW),
-    )
-    return _labelled(clean, dropped)
+    """The chosen rows of one file, whose first row's place is `start`."""
+    raw: list[pl.DataFrame] = []
+    weights: list[pl.Series] = []
+    places: list[pl.Series] = []
+    for batch in file.batches([*recipe.features, *_told_columns(recipe)]):
+        first, last = np.searchsorted(choice.places, (start, start + batch.height)).tolist()
+        if first < last or not raw:  # at least an empty one, for the columns' types
+            taken = choice.places[first:last]
+            raw.append(compacted(batch[taken - start]))
+            weights.append(pl.Series(WEIGHT, choice.weights[first:last]))
+            places.append(pl.Series(_ROW, taken))
+        start += batch.height
+    if not raw:
+        raw = [file.frame.head(0).collect()]
+    clean = _clean(recipe, pl.concat(raw), file.path)
+    columns = [pl.concat(places), pl.concat(weights)] if places else []
+    if not columns:
+        columns = [pl.Series(_ROW, [], pl.Int64), pl.Series(WEIGHT, [], pl.Float32)]
+    clean = clean.with_columns(*columns, pl.lit(False).alias(_SERVED))
+    return _labelled(clean, dropped).select(_form(recipe))
 
 
-def _from_traffic(
-    recipe: Recipe,
-    data: Path,
-    text: bool | None,
-    dropped: dict[str, int],
-    mature_until_ms: int | None,
-) -> tuple[pl.DataFrame | None, list[Source]]:
-    """The served rows that have a label. `text`: whether classes are strings, None: unknown."""
-    keys = ["id", "row"]
-    told = read_log(data / "labels", [*keys, "number", "text"])
-    labels = _concat((frame for _, frame in told), "the log of labels")
-    if labels is None:
-        return None, []
-    if text is None:
-        text = recipe.classification and labels["text"].null_count() < labels.height
-    value = "text" if text else "number"
-    wrong = labels[value].null_count()
-    if wrong:
-        dropped["labels of the other type"] = wrong
-    labels = labels.select(*keys, pl.col(value).alias(TARGET)).filter(pl.col(TARGET).is_not_null())
-    # After that: a label of the other type must not take the place of a right one.
-    labels = labels.unique(keys, keep="last", maintain_order=True)
-
-    columns = [f"in.{name}" for name in recipe.features]
-    read = read_log(data / "traffic", [*keys, "event_time", *columns])
-    whole = [frame for _, frame in read if set(columns) <= set(frame.columns)]
-    older = sum(frame.height for _, frame in read) - sum(frame.height for frame in whole)
-    if older:
-        dropped["served rows without a column of the recipe"] = older
-    served = _concat(whole, "the traffic log")
+def _served(
+    recipe: Recipe, log: LabelledLog, start: int, choice: Choice, dropped: dict[str, int]
+) -> pl.DataFrame | None:
+    """The chosen rows of the log, whose first row's place is `start`."""
+    first = int(np.searchsorted(choice.places, start))
+    weights = pl.Series(WEIGHT, choice.weights[first:])
+    served = log.rows(choice.places[first:] - start, [weights])
     if served is None:
-        return None, []
-    served = served.unique(keys, keep="last", maintain_order=True)
-    if mature_until_ms is not None:
-        # Labelled or not: those whose labels come early are not like the others.
-        young = (served["event_time"] > mature_until_ms).fill_null(False)
-        if young.any():
-            dropped["served rows younger than label_maturity_s"] = int(young.sum())
-        served = served.filter(~young)
-    served = served.join(
-        labels.with_columns(target_column(recipe, labels[TARGET], "the labels").alias(TARGET)),
-        on=keys,
-        how="inner",
-    )
-    if served.height > recipe.window_rows:  # no older row can be in the window
-        newest = served["event_time"].top_k(recipe.window_rows).min()
-        served = served.filter(pl.col("event_time") >= newest)
-    names = dict(zip(columns, recipe.features, strict=True))
-    features = served.select(columns).rename(names)
+        return None
+    names = {f"in.{name}": name for name in recipe.features}
+    features = served.select(list(names)).rename(names)
     kept = clean_features(recipe, features, "the traffic log").with_columns(
-        served[TARGET],
+        target_column(recipe, served[LABEL], "the labels").alias(TARGET),
         served["event_time"].cast(pl.Int64).alias(TIME),
         served["id"].cast(pl.String).alias(_ID),
         served["row"].cast(pl.Int64).alias(_ROW),
+        served[WEIGHT],
+        pl.lit(True).alias(_SERVED),
     )
-    kept = _labelled(kept, dropped)
-    rows: dict[str, int] = {}
-    for path, frame in read:
-        name = str(path.relative_to(data))
-        rows[name] = rows.get(name, 0) + frame.height
-    return kept, [Source(name, count) for name, count in rows.items()]
+    return _labelled(kept, dropped).select(_form(recipe))
 
 
-def _concat(frames: Iterable[pl.DataFrame], origin: str) -> pl.DataFrame | None:
-    frames = [frame for frame in frames if frame.height]
-    try:
-        return pl.concat(frames, how="diagonal_relaxed") if frames else None
-    except pl.exceptions.PolarsError as error:
-        why = str(error).splitlines()[0]
-        raise DataError(f"{origin} has columns that changed their type: {why}") from error
+def _form(recipe: Recipe) -> list[str]:
+    return [*recipe.features, TARGET, TIME, _ID, _ROW, WEIGHT, _SERVED]
+
+
+def _clean(recipe: Recipe, frame: pl.DataFrame, origin: str) -> pl.DataFrame:
+    """Rows of a file in the form that the module's text describes."""
+    for name in _told_columns(recipe):
+        require_column(frame.columns, name, origin)
+    clean = clean_features(recipe, frame, origin)
+    return pl.concat([clean, _told(recipe, frame, origin)], how="horizontal").with_columns(
+        pl.lit("").alias(_ID)
+    )
+
+
+def _label_facts(frame: pl.DataFrame, log: LabelledLog | None) -> LabelFacts:
+    classes = [
+        dict(frame.filter(pl.col(_SERVED) == side)[TARGET].value_counts().iter_rows())
+        if frame.schema[TARGET] != pl.Float64
+        else {}
+        for side in (True, False)
+    ]
+    facts = log.facts if log is not None else LogFacts()
+    return LabelFacts(
+        served=facts.served,
+        labels=facts.labels,
+        duplicates=facts.duplicates,
+        rows=int(frame[_SERVED].sum()),
+        served_classes=classes[0],
+        file_classes=classes[1],
+    )
 
 
 def _labelled(frame: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
@@ -340,8 +405,3 @@ def _labelled(frame: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
 
 def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort(TIME, _ID, _ROW).drop(_ID, _ROW)
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

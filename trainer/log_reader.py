@@ -12,7 +12,7 @@ Rolling writes a Parquet file beside its goal, syncs it, renames it into place a
 the frames. Killed anywhere, it leaves the frames, and the next rolling writes the same files again;
 a reader takes the frames of a sequence number where both are there. Rolling and training of one
 model exclude each other by the lock in trainer_lock.py, so a snapshot is never removed under a
-reader, except that the server may close an active file: the snapshot is then taken again.
+reader, except that the server may close an active file: a `LogSnapshot` holds it open.
 """
 
 import io
@@ -22,13 +22,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import polars as pl
 
 from .errors import DataError
 
 _HEADER = struct.Struct("<III")
-_ATTEMPTS = 5
+_BATCH_ROWS = 65_536  # of a Parquet file that are decoded at once
 _COMPACT_LABEL_FILES = 16  # label files beyond which a rolling makes one of them
 
 
@@ -71,13 +72,7 @@ def read_frames(path: Path, columns: Sequence[str] | None = None) -> FrameFile:
     frames: list[pl.DataFrame] = []
     whole = 0
     for payload in walk_frames(data):
-        try:
-            frame = pl.read_ipc_stream(io.BytesIO(payload))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{path} has a frame that is not Arrow: {_line(error)}") from error
-        if columns is not None:
-            frame = frame.select(name for name in columns if name in frame.columns)
-        frames.append(frame)
+        frames.append(_frame(payload, path, columns))
         whole += _HEADER.size + len(payload)
     return FrameFile(tuple(frames), sum(f.height for f in frames), len(data) - whole)
 
@@ -96,16 +91,61 @@ def snapshot(directory: Path) -> list[Path]:
     return [*(found[key] for key in sorted(found)), *last]
 
 
+class LogSnapshot:
+    """The files of one log as they are now, to be read more than once: the same rows each time.
+
+    The active file is held open and ends where it ends now, so the server may append to it, close
+    it and begin another one. Closed files go only by rolling, which the caller's lock keeps out.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        # Opened before the others are listed: closed in between, it is there twice, never absent.
+        self._active = self._size = None
+        active = directory / "active.frames"
+        try:
+            self._active = active.open("rb")
+        except (FileNotFoundError, NotADirectoryError):
+            listed = snapshot(directory)
+        else:
+            status = os.fstat(self._active.fileno())
+            self._size = status.st_size
+            listed = [path for path in snapshot(directory) if not _is_file(path, status)]
+        self.paths = [path for path in listed if path != active]
+        self._active_path = active
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._active is not None:
+            self._active.close()
+
+    def frames(
+        self, columns: Sequence[str], needed: Sequence[str] = ()
+    ) -> Iterator[tuple[Path, pl.DataFrame]]:
+        """The rows in the order of the files, a bounded number at a time, as frames of those
+        `columns` that each has. One without all that are `needed` has none, but its rows."""
+        for path in self.paths:
+            if path.suffix == ".frames":
+                with path.open("rb") as file:
+                    for frame in _stream(file, path, columns, needed):
+                        yield path, frame
+            else:
+                for frame in _stream_parquet(path, columns, needed):
+                    yield path, frame
+        if self._active is not None:
+            self._active.seek(0)
+            for frame in _stream(self._active, self._active_path, columns, needed, self._size):
+                yield self._active_path, frame
+
+
 def read_log(directory: Path, columns: Sequence[str]) -> list[tuple[Path, pl.DataFrame]]:
     """The log's rows in the order of its files, as frames of those `columns` that each has."""
-    for attempt in range(_ATTEMPTS):
-        listed = snapshot(directory)
-        try:
-            return [(path, frame) for path in listed for frame in _read(path, columns)]
-        except FileNotFoundError:  # the server closed the active file after it was listed
-            if attempt == _ATTEMPTS - 1:
-                raise
-    raise AssertionError("unreachable")
+    with LogSnapshot(directory) as log:
+        return list(log.frames(columns))
 
 
 def roll(data: Path, keep_days: int = 0, report: Callable[[str], None] | None = None) -> RollReport:
@@ -134,15 +174,66 @@ def roll(data: Path, keep_days: int = 0, report: Callable[[str], None] | None = 
     return RollReport(files, rows, torn, _remove_days(data / "traffic", keep_days))
 
 
-def _read(path: Path, columns: Sequence[str]) -> list[pl.DataFrame]:
-    if path.suffix == ".frames":
-        return list(read_frames(path, columns).frames)
+def _stream(
+    file: BinaryIO,
+    path: Path,
+    columns: Sequence[str],
+    needed: Sequence[str] = (),
+    size: int | None = None,
+) -> Iterator[pl.DataFrame]:
+    """The whole frames of the first `size` bytes of a file, one at a time."""
+    left = os.fstat(file.fileno()).st_size if size is None else size
+    while left >= _HEADER.size:
+        header = file.read(_HEADER.size)
+        left -= _HEADER.size
+        if len(header) < _HEADER.size:
+            return
+        length, checksum, _ = _HEADER.unpack(header)
+        payload = file.read(length) if length <= left else b""
+        left -= length
+        if len(payload) < length or zlib.crc32(payload) != checksum:
+            return
+        yield _frame(payload, path, columns, needed)
+
+
+def _frame(
+    payload: bytes | memoryview,
+    path: Path,
+    columns: Sequence[str] | None,
+    needed: Sequence[str] = (),
+) -> pl.DataFrame:
+    try:
+        frame = pl.read_ipc_stream(io.BytesIO(payload))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} has a frame that is not Arrow: {_line(error)}") from error
+    if columns is None:
+        return frame
+    if not set(needed) <= set(frame.columns):
+        return pl.DataFrame(height=frame.height)
+    return frame.select(name for name in columns if name in frame.columns)
+
+
+def _stream_parquet(
+    path: Path, columns: Sequence[str], needed: Sequence[str] = ()
+) -> Iterator[pl.DataFrame]:
     try:
         there = pl.read_parquet_schema(path)
+        if not set(needed) <= set(there):
+            rows = pl.scan_parquet(path, hive_partitioning=False).select(pl.len()).collect().item()
+            yield pl.DataFrame(height=rows)
+            return
         wanted = [name for name in columns if name in there]
-        return [pl.read_parquet(path, columns=wanted, hive_partitioning=False)]
+        scanned = pl.scan_parquet(path, hive_partitioning=False).select(wanted)
+        yield from scanned.collect_batches(chunk_size=_BATCH_ROWS)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path} cannot be read: {_line(error)}") from error
+
+
+def _is_file(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), status)
+    except FileNotFoundError:  # the active file, closed since
+        return True
 
 
 def _write_traffic(directory: Path, sequence: int, frames: Sequence[pl.DataFrame]) -> None:
@@ -176,7 +267,7 @@ def _compact_labels(directory: Path) -> None:
 
 
 def _read_whole(path: Path) -> list[pl.DataFrame]:
-    return _read(path, list(pl.read_parquet_schema(path)))
+    return list(_stream_parquet(path, list(pl.read_parquet_schema(path))))
 
 
 def _remove_days(directory: Path, keep_days: int) -> tuple[str, ...]:

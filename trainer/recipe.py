@@ -2,12 +2,14 @@
 
 A recipe is checked as a whole when it is read, so that a typing error is found before a minute of
 work: an unknown key names the nearest known one, a value of the wrong type or out of range says
-what is allowed. The other tables of trimtab.toml belong to the server and are not looked at.
+what is allowed, and a file's line is named. A message about a key begins `ORIGIN: [TABLE] KEY`.
+The other tables of trimtab.toml belong to the server and are not looked at.
 Whether the columns exist is for the data to answer (dataset.py).
 """
 
 import dataclasses
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,15 @@ METRICS: Mapping[Task, tuple[Metric, ...]] = {  # the first one is the default
     "binary": ("roc_auc", "log_loss", "accuracy"),
     "multiclass": ("log_loss", "accuracy"),
 }
+KINDS = ("auto", "hist_gradient_boosting", "linear", "random_forest")
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+_MESSAGE = re.compile(
+    r"\[(?P<table>recipe[.\w]*)\] (?:has the unknown key '(?P<unknown>[^']*)'|(?P<key>\w+))"
+)
+_HEADER = re.compile(r"\s*\[([^\[\]]+)\]")
+_ASSIGNMENT = re.compile(r"\s*([\w.\-\"']+)\s*=")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def _key(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -33,8 +44,9 @@ def _key(default: Any, doc: str, *, low: float | None = None, high: float | None
 
 @dataclass(frozen=True)
 class EstimatorSettings:
-    """[recipe.estimator]: the columns' encoding and scikit-learn's HistGradientBoosting."""
+    """[recipe.estimator]: which pipeline, and the settings of those that are ours."""
 
+    kind: str = _key("auto", "the pipeline: auto, one of ours, or package.module:function")
     encoding: Literal["ordinal", "onehot"] = _key("ordinal", "how strings become numbers")
     loss: str = _key("", "of a regression: squared_error (default), absolute_error, poisson, gamma")
     max_iter: int = _key(100, "trees (per class)", low=1, high=10_000)
@@ -45,6 +57,12 @@ class EstimatorSettings:
     l2_regularization: float = _key(0.0, "shrinks the leaves' values", low=0.0)
     max_features: float = _key(1.0, "share of the columns tried at a split", low=0.01, high=1.0)
     max_bins: int = _key(255, "bins of a column while fitting", low=2, high=255)
+    early_stopping: int = _key(
+        0, "trees without a gain on the newest tenth after which it is enough; 0: off", low=0
+    )
+    calibration: Literal["auto", "none", "sigmoid"] = _key(
+        "auto", "of classes: auto calibrates a forest"
+    )
 
 
 @dataclass(frozen=True)
@@ -61,10 +79,29 @@ class Recipe:
     )
     time: str = _key("", "column of the files with each row's time; without it they are in order")
     files: tuple[str, ...] = _key((), "Parquet or CSV files with the history before the log began")
+    data: tuple[str, ...] = _key(
+        (), "more of them: patterns, directories (also Hive-partitioned), s3://, gs://, az://"
+    )
     metric: Literal["mae", "rmse", "roc_auc", "log_loss", "accuracy"] = _key(
         "mae", "mae, rmse, roc_auc, log_loss or accuracy"
     )
     window_rows: int = _key(30_000, "newest labelled rows that are trained on", low=10)
+    period: str = _key("", "span of time, as in 30d or 12h; empty: the window goes by rows alone")
+    window_periods: int = _key(
+        4, "newest periods that the window pools, if `period` says how long one is", low=1
+    )
+    history: float = _key(
+        0.0, "share of the trained rows that is drawn from before the window", low=0.0, high=0.9
+    )
+    sample_mb: int = _key(
+        512, "MiB that the trained rows may take; of a larger window a sample is trained on", low=1
+    )
+    weights: Literal["none", "sampling"] = _key(
+        "none", "sampling: each row counts for as many as it was drawn from"
+    )
+    quality: Literal["stop", "report"] = _key(
+        "stop", "what happens if the data are broken: no training, or a line in the report"
+    )
     min_rows: int = _key(1_000, "labelled rows without which there is no training", low=10)
     holdout: float = _key(
         0.2, "newest share of them, kept for the comparison with the champion", low=0.01, high=0.9
@@ -75,6 +112,18 @@ class Recipe:
     )
     tolerance: float = _key(
         0.01, "for not_worse: loss of the metric, relative to the champion's, still taken", low=0.0
+    )
+    baseline: Literal["better", "report"] = _key(
+        "better", "what the comparison with the best constant guess must show"
+    )
+    segments: tuple[str, ...] = _key(
+        (), "categorical columns whose categories are compared one by one; empty: all of them"
+    )
+    segment_tolerance: float = _key(
+        0.05, "loss of the metric in a segment, relative to the champion's, still taken", low=0.0
+    )
+    latency_budget_us: float = _key(
+        0.0, "microseconds a row may take alone; 0: twice the champion's", low=0.0
     )
     schema_change: Literal["refuse", "allow"] = _key(
         "refuse", "whether inputs and classes may differ from the champion's"
@@ -87,7 +136,8 @@ class Recipe:
     def load(cls, path: Path) -> "Recipe":
         """Reads and checks a trimtab.toml; relative files are relative to its directory."""
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            tables = tomllib.loads(text)
         except FileNotFoundError as error:
             raise RecipeError(
                 f"{path} does not exist, so there is no recipe to train by"
@@ -98,7 +148,10 @@ class Recipe:
             raise RecipeError(f"{path} is not TOML: {error}") from error
         if "recipe" not in tables:
             raise RecipeError(f"{path} has no [recipe] table")
-        return cls.parse(tables["recipe"], str(path), path.parent)
+        try:
+            return cls.parse(tables["recipe"], str(path), path.parent)
+        except RecipeError as error:
+            raise RecipeError(_with_line(str(error), str(path), text)) from error
 
     @classmethod
     def parse(
@@ -119,6 +172,9 @@ class Recipe:
         )
         if base is not None:
             values["files"] = tuple(str(base / name) for name in values.get("files", ()))
+            values["data"] = tuple(
+                name if is_url(name) else str(base / name) for name in values.get("data", ())
+            )
         recipe = cls(**values)
         recipe._check(origin)
         return recipe
@@ -131,6 +187,18 @@ class Recipe:
     @property
     def classification(self) -> bool:
         return self.task != "regression"
+
+    @property
+    def period_ms(self) -> int:
+        """How long a period is; 0: the window goes by rows alone."""
+        match = _PERIOD.fullmatch(self.period)
+        return round(float(match[1]) * _UNITS_MS[match[2]]) if match else 0
+
+    @property
+    def sample_rows(self) -> int:
+        """Rows that fit into `sample_mb`: floats, their copies while fitting, strings, the rest."""
+        row_bytes = 24 + 13 * len(self.numeric) + 96 * len(self.categorical)
+        return max(10, self.sample_mb * 1024 * 1024 // row_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a version's lineage."""
@@ -159,6 +227,37 @@ class Recipe:
             raise RecipeError(
                 f"{where} min_rows = {self.min_rows} exceeds window_rows = {self.window_rows}"
             )
+        if self.period and not self.period_ms:
+            raise RecipeError(
+                f"{where} period = {self.period!r}: must be a number and one of s m h d w, as in 30d"
+            )
+        if self.period and not self.time:
+            raise RecipeError(f"{where} period needs the time of each row: name its column in time")
+        for name in self.segments:
+            if name not in self.categorical:
+                raise RecipeError(
+                    f"{where} segments names {name!r}, which is not among the categorical columns"
+                )
+        self._check_estimator(origin)
+
+    def _check_estimator(self, origin: str) -> None:
+        where = f"{origin}: [recipe.estimator]"
+        if self.estimator.calibration == "sigmoid" and not self.classification:
+            raise RecipeError(f"{where} calibration is for classes, and task is {self.task!r}")
+        boosting = self.estimator.kind in ("auto", "hist_gradient_boosting")
+        calibrated = self.estimator.calibration == "sigmoid"
+        if self.estimator.early_stopping and (calibrated or self.estimator.kind in KINDS[2:]):
+            raise RecipeError(
+                f"{where} early_stopping is for hist_gradient_boosting without calibration, "
+                f"and {'calibration is ' if boosting else 'kind is '}"
+                f"{(self.estimator.calibration if boosting else self.estimator.kind)!r}"
+            )
+        kind = self.estimator.kind
+        if kind not in KINDS and not _FUNCTION.fullmatch(kind):
+            raise RecipeError(
+                f"{origin}: [recipe.estimator] kind = {kind!r}: must be one of "
+                f"{', '.join(KINDS)}, or package.module:function"
+            )
         losses = ("", "squared_error", "absolute_error", "poisson", "gamma")
         loss = self.estimator.loss
         if loss not in losses:
@@ -171,6 +270,11 @@ class Recipe:
                 f"{origin}: [recipe.estimator] loss is for a regression, "
                 f"and task is {self.task!r}, whose loss is always log_loss"
             )
+        if loss not in ("", "squared_error") and kind in ("linear", "random_forest"):
+            raise RecipeError(
+                f"{origin}: [recipe.estimator] loss = {loss!r} is for hist_gradient_boosting, "
+                f"and kind is {kind!r}"
+            )
 
 
 _LITERALS: Mapping[str, tuple[str, ...]] = {
@@ -178,8 +282,42 @@ _LITERALS: Mapping[str, tuple[str, ...]] = {
     "metric": ("mae", "rmse", "roc_auc", "log_loss", "accuracy"),
     "gate": ("better", "not_worse"),
     "schema_change": ("refuse", "allow"),
+    "weights": ("none", "sampling"),
+    "quality": ("stop", "report"),
     "encoding": ("ordinal", "onehot"),
+    "calibration": ("auto", "none", "sigmoid"),
+    "baseline": ("better", "report"),
 }
+
+
+def is_url(path: str) -> bool:
+    """Whether a path of `data` is not on this machine."""
+    return "://" in path
+
+
+def _with_line(message: str, origin: str, text: str) -> str:
+    """The message with the number of the line that its table and key are on, where one is found."""
+    about = _MESSAGE.match(message.removeprefix(f"{origin}: "))
+    if not about:
+        return message
+    number = _line_of(text, about["table"], about["unknown"] or about["key"])
+    return message if not number else f"{origin}:{number}: " + message.removeprefix(f"{origin}: ")
+
+
+def _line_of(text: str, table: str, key: str) -> int:
+    """The line of a key, else that where its table begins; 0: neither is found."""
+    inside, header = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        if found := _HEADER.match(line):
+            inside = found[1].replace(" ", "").replace('"', "").replace("'", "")
+            header = number if inside == table else header
+        elif found := _ASSIGNMENT.match(line):
+            path = ".".join(filter(None, (inside, found[1].replace('"', "").replace("'", ""))))
+            if path == f"{table}.{key}":
+                return number
+            if path == table:  # an inline table
+                header = number
+    return header
 
 
 def _checked(

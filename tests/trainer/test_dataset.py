@@ -8,6 +8,8 @@ import pytest
 
 from trimtab.trainer.dataset import TARGET, TIME, Dataset
 from trimtab.trainer.errors import DataError
+from trimtab.trainer.history_files import history_files
+from trimtab.trainer.log_reader import roll
 from trimtab.trainer.recipe import Recipe
 
 FrameMaker = Callable[..., pl.DataFrame]
@@ -350,3 +352,159 @@ def test_a_frames_form_is_what_the_module_promises(
         TIME: pl.Int64,
     }
     assert sum(frame.null_count().row(0)) == 0
+
+
+def test_patterns_directories_and_hive_columns_give_the_rows_of_their_files(
+    tmp_path: Path, make_frame: FrameMaker, make_recipe: RecipeMaker
+) -> None:
+    whole = make_frame(300).with_columns(pl.col("colour").fill_null("grey"))
+    for colour, part in whole.partition_by("colour", as_dict=True).items():
+        folder = tmp_path / "hive" / f"colour={colour[0]}"
+        folder.mkdir(parents=True)
+        part.drop("colour").write_parquet(folder / "part.parquet")
+    (tmp_path / "hive" / "_being_written.parquet").write_bytes(b"half")
+    for number in range(3):
+        part = whole.slice(100 * number, 100)
+        part.write_csv(tmp_path / f"{number}.csv", null_value="NA")
+    expected = Dataset.from_frame(make_recipe(), whole).sha256()
+    hive = Dataset.read(make_recipe(data=[str(tmp_path / "hive")]), None)
+    assert hive.sha256() == expected
+    several = Dataset.read(make_recipe(data=[str(tmp_path / "*.csv")]), None)
+    assert several.sha256() == expected
+    assert [Path(source.path).name for source in several.sources] == ["0.csv", "1.csv", "2.csv"]
+    assert [source.rows for source in several.sources] == [100, 100, 100]
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_pattern_that_names_nothing_is_an_error(
+    tmp_path: Path, make_recipe: RecipeMaker, prefix: str
+) -> None:
+    with pytest.raises(DataError, match=r"\*\.parquet"):
+        Dataset.read(make_recipe(data=[f"{prefix}{tmp_path}/*.parquet"]), None)
+
+
+def test_objects_behind_a_url_are_listed_once_and_read_like_files(
+    tmp_path: Path, make_frame: FrameMaker, make_recipe: RecipeMaker
+) -> None:
+    frame = make_frame(300)
+    frame.head(100).write_parquet(tmp_path / "b.parquet")
+    frame.tail(200).write_parquet(tmp_path / "a.parquet")
+    data = Dataset.read(make_recipe(data=[f"file://{tmp_path}/*.parquet"]), None)
+    assert data.sha256() == Dataset.from_frame(make_recipe(), frame).sha256()
+    assert [source.rows for source in data.sources] == [200, 100]
+    one = Dataset.read(make_recipe(data=[f"file://{tmp_path}/a.parquet"]), None)
+    assert len(one) == 200
+
+
+def test_a_file_that_comes_after_the_snapshot_belongs_to_the_next_training(
+    tmp_path: Path, make_frame: FrameMaker, make_recipe: RecipeMaker
+) -> None:
+    make_frame(200).write_parquet(tmp_path / "a.parquet")
+    recipe = make_recipe(data=[str(tmp_path / "*.parquet")])
+    files = history_files(recipe)
+    make_frame(100, seed=5).write_parquet(tmp_path / "b.parquet")
+    assert sum(batch.height for file in files for batch in file.batches(["size"])) == 200
+    assert len(Dataset.read(recipe, None)) == 300
+
+
+def test_words_for_a_missing_target_are_no_class_and_categories_keep_theirs(
+    tmp_path: Path, make_recipe: RecipeMaker
+) -> None:
+    lines = ["when,size,age,colour,value"]
+    lines += [f"{n},1.5,{n},NA,{['0', '1', 'NA'][n % 3]}" for n in range(300)]
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    data = Dataset.read(make_recipe("binary", files=[str(tmp_path / "data.csv")]), None)
+    assert data.classes() == (0, 1)
+    assert data.dropped == {"rows without a target": 100}
+    assert set(data.frame["colour"]) == {"NA"}
+
+
+def test_of_a_window_that_is_too_large_a_sample_is_taken_and_the_lineage_says_which(
+    tmp_path: Path,
+    make_frame: FrameMaker,
+    make_recipe: RecipeMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    frame = make_frame(4_000)
+    frame.head(3_000).write_parquet(tmp_path / "h.parquet")
+    live = frame.tail(1_000)
+    write_frames(tmp_path / "traffic/active.frames", [served(live, "a")])
+    write_frames(tmp_path / "labels/active.frames", [labels(live, "a")])
+    settings: dict[str, Any] = {"files": [str(tmp_path / "h.parquet")], "window_rows": 800}
+    recipe = make_recipe(**settings, period="500s", history=0.25, weights="sampling")
+    data = Dataset.read(recipe, tmp_path)
+    told = data.lineage()["sampling"]
+    assert told["window_taken"] == 600
+    assert told["rate"] == pytest.approx(600 / told["window_rows"])
+    assert told["history"]["taken"] == 200
+    assert sum(stratum["rows"] for stratum in told["strata"]) == told["window_rows"]
+    weights = data.weights()
+    assert weights is not None and len(weights) == len(data) == 800
+    assert weights.sum() == pytest.approx(4_000, rel=1e-4)
+    assert data.times().tolist() == sorted(data.times().tolist())
+    assert data.slice(700).weights() is not None
+    # Every row is a real one: the label it was given, the columns it was served with.
+    whole = Dataset.from_frame(make_recipe(), frame)
+    known = {tuple(row) for row in whole.frame.fill_nan(None).iter_rows()}
+    taken = data.frame.drop("trimtab.weight").fill_nan(None).iter_rows()
+    assert all(tuple(row) in known for row in taken)
+    # The same inputs and seed give the same bytes, another seed another sample.
+    assert Dataset.read(recipe, tmp_path).sha256() == data.sha256()
+    other = make_recipe(**settings, period="500s", history=0.25, seed=1)
+    assert Dataset.read(other, tmp_path).sha256() != data.sha256()
+    assert Dataset.read(other, tmp_path).weights() is None
+
+
+def test_memory_bounds_the_rows_that_are_taken(
+    tmp_path: Path, make_frame: FrameMaker, make_recipe: RecipeMaker
+) -> None:
+    recipe = make_recipe(files=[str(tmp_path / "h.parquet")], window_rows=1_000_000, sample_mb=1)
+    rows = recipe.sample_rows
+    make_frame(rows + 3_000).write_parquet(tmp_path / "h.parquet")
+    data = Dataset.read(recipe, None)
+    assert len(data) == rows
+    assert data.frame.estimated_size() < 2**20
+    assert data.lineage()["sampling"]["rate"] == pytest.approx(rows / (rows + 3_000))
+
+
+def test_a_rolled_log_gives_the_same_rows_as_its_frames(
+    tmp_path: Path,
+    make_frame: FrameMaker,
+    make_recipe: RecipeMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    live = make_frame(2_000)
+    pieces = [live.slice(500 * at, 500) for at in range(4)]
+    frames = [served(piece, f"r{at}") for at, piece in enumerate(pieces)]
+    write_frames(tmp_path / "traffic/closed-00000001.frames", frames[:2])
+    write_frames(tmp_path / "traffic/closed-00000002.frames", frames[2:])
+    told = [labels(piece, f"r{at}") for at, piece in enumerate(pieces)]
+    write_frames(tmp_path / "labels/closed-00000001.frames", told)
+    recipe = make_recipe(window_rows=300, period="400s")
+    before = Dataset.read(recipe, tmp_path)
+    roll(tmp_path)
+    after = Dataset.read(recipe, tmp_path)
+    assert len(before) == 300
+    assert after.sha256() == before.sha256()
+
+
+def test_a_row_that_was_logged_twice_counts_once_and_is_told(
+    tmp_path: Path,
+    make_frame: FrameMaker,
+    make_recipe: RecipeMaker,
+    write_frames: Callable[..., None],
+    served: Rows,
+    labels: Rows,
+) -> None:
+    live = make_frame(200)
+    frames = [served(live, "a"), served(live.head(30), "a")]
+    write_frames(tmp_path / "traffic/active.frames", frames)
+    write_frames(tmp_path / "labels/active.frames", [labels(live, "a")])
+    data = Dataset.read(make_recipe(), tmp_path)
+    assert len(data) == 200
+    assert data.labels.duplicates == 30
+    assert (data.labels.served, data.labels.labels, data.labels.rows) == (230, 200, 200)

@@ -95,3 +95,55 @@ def test_the_documentation_names_every_key_with_its_default() -> None:
             [line] = [row for row in text.splitlines() if row.startswith(f"| `{item.name}` |")]
             if isinstance(item.default, int | float) and not isinstance(item.default, bool):
                 assert f"| {item.default} |" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[recipe]\ntarget = "y"\nnumeric = ["x"]\n\nholdout = 1.5\n', ":5: [recipe] holdout"),
+        ('[drift]\nholdout = 1\n[recipe]\ntarget = "y"\nholdut = 0.1\n', ":5: [recipe] has the"),
+        ('[recipe]\nnumeric = ["x"]\n', ":1: [recipe] target is missing"),
+        (
+            '[recipe]\ntarget = "y"\n\n[ recipe . estimator ]\n# a comment\n"max_iter" = "many"\n',
+            ":6: [recipe.estimator] max_iter = 'many'",
+        ),
+        (
+            '[recipe]\ntarget = "y"\nnumeric = ["x"]\nestimator.max_iter = 0\n',
+            ":4: [recipe.estimator] max_iter = 0",
+        ),
+        (
+            '[recipe]\ntarget = "y"\nnumeric = ["x"]\nestimator = { max_iter = 0 }\n',
+            ":4: [recipe.estimator] max_iter = 0",
+        ),
+        ('recipe = { target = "y", min_rows = 1 }\n', ":1: [recipe] min_rows = 1"),
+        ('[recipe]\ntarget = "y"\nnumeric = ["x"]\nperiod = "30d"\n', ":4: [recipe] period needs"),
+        (
+            '[recipe]\ntarget = "y"\nnumeric = ["x"]\ntime = "t"\nperiod = "a month"\n',
+            ":5: [recipe] period = 'a month': must be a number and one of s m h d w",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "trimtab.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_data_are_relative_to_the_recipe_unless_they_are_in_a_cloud(tmp_path: Path) -> None:
+    path = tmp_path / "trimtab.toml"
+    path.write_text(
+        '[recipe]\ntarget = "y"\nnumeric = ["x"]\ndata = ["h/*.parquet", "s3://b/*.parquet"]\n'
+    )
+    assert Recipe.load(path).data == (str(tmp_path / "h/*.parquet"), "s3://b/*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("period", "ms"),
+    [("", 0), ("90s", 90_000), ("1.5h", 5_400_000), ("30d", 2_592_000_000), ("2w", 1_209_600_000)],
+)
+def test_a_period_is_a_number_and_a_unit(period: str, ms: int) -> None:
+    assert Recipe.parse({**MINIMAL, "time": "t", "period": period}).period_ms == ms
