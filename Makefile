@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test checks lint types format unit unit-training test-native fuzz bench \
-	bench-peers bench-drift simulate build clean
+	bench-peers bench-drift simulate simulate-loop build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -122,6 +122,9 @@ bench-drift: setup ## what counting and judging cost, beside other libraries
 simulate: setup $(DEMO_DIR)/flights.parquet ## false alarms and delays of the drift statistics, as in docs/drift.md: eight minutes
 	$(BIN)/python benchmarks/january.py $(DEMO_DIR)/flights.parquet
 	$(BIN)/python benchmarks/drift_simulation.py --json build/bench/drift_simulation.json
+
+simulate-loop: setup ## streams that the loop must act well on, as in docs/backtest.md: half an hour
+	$(BIN)/python benchmarks/streams.py --json build/bench/streams.json
 
 build: setup ## sdist and wheel in dist/
 	$(BIN)/python -m build

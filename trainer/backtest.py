@@ -15,7 +15,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -29,12 +29,15 @@ from trimtab.registry.directory import ModelDirectory, Registry
 from .backtest_baselines import (
     Scores,
     clean,
+    empty_scores,
     frozen_scores,
+    oracle_scores,
     places,
     retrained_scores,
     score_output,
 )
 from .backtest_data import Dataset
+from .backtest_decisions import Decision, Judge, Reproduced
 from .backtest_processes import ServerProcess, train, verify
 from .backtest_report import BacktestReport
 from .backtest_settings import (
@@ -43,11 +46,13 @@ from .backtest_settings import (
     Tables,
     pane_ms,
     pane_rows,
+    period_rows,
     tables_for,
     to_toml,
 )
+from .backtest_warnings import warnings_of
 from .recipe import Recipe
-from .replay import Answers, ReplayClient, ReplayError, RequestEncoder
+from .replay import ReplayClient, ReplayError, RequestEncoder
 from .replay_record import ReplayRecord
 from .replay_schedule import LabelSchedule, PlannedRequest, plan
 
@@ -90,6 +95,7 @@ class Backtest:
         self._log = directory / "server.log"
         self._tables: Tables = tables_for(dataset, settings)
         self._recipe = Recipe.parse(self._tables["recipe"])
+        self.warnings = warnings_of(dataset, self._tables)
         self._start = dataset.periods[0].stop
         self._times = dataset.times_ms
         self._chunks = plan(
@@ -104,6 +110,7 @@ class Backtest:
         self._starts = np.array([request.start for request in self._requests])
         self._timings: dict[str, float] = {}
         self._frontend = ""
+        self._exercising = False
 
     async def run(self) -> BacktestReport:
         """BacktestError, ChildError, ReplayError, TrainingError; children are always ended."""
@@ -121,17 +128,42 @@ class Backtest:
             frozen = frozen_scores(
                 model.version_path(1), manifest, self._recipe, self._dataset, self._start
             )
-            retrained = await self._retrain_every_period()
+            retrained = await self._fitting(
+                lambda told: retrained_scores(
+                    self._recipe, self._dataset, self._known_after_ms(), told
+                )
+            )
+        oracle = empty_scores(self._dataset)
+        if self._settings.oracle:
+            self._observer.stage("fitting the oracle: each period from within")
+            with self._timed("oracle_s"):
+                oracle = await self._fitting(
+                    lambda told: oracle_scores(
+                        self._recipe, self._dataset, self._settings.seed, told
+                    )
+                )
+        self._observer.stage("judging each decision by the rows that followed")
+        with self._timed("judging_s"):
+            decisions, reproduced = await asyncio.to_thread(self._judge, model, record)
         self._timings["total_s"] = round(time.monotonic() - began, 3)
         metric = self._recipe.metric
+        requests = len(self._requests)
         return BacktestReport(
-            periods=record.periods(metric, frozen, retrained),
-            overall=record.overall(metric, frozen, retrained, len(self._requests)),
-            environment=self._environment(record),
+            periods=record.periods(metric, frozen, retrained, oracle),
+            overall=record.overall(metric, frozen, retrained, oracle, requests, decisions),
+            decisions=decisions,
+            environment=self._environment(record, reproduced),
             settings=self._settings_used(),
         )
 
-    async def _retrain_every_period(self) -> Scores:
+    def _known_after_ms(self) -> int:
+        """Who is retrained each period learns from the rows that the service may, none younger."""
+        return max(self._settings.label_delay_ms, self._maturity_ms())
+
+    def _maturity_ms(self) -> int:
+        return round(float(self._tables["trigger"]["label_maturity_s"]) * 1000)
+
+    async def _fitting(self, fits: Callable[[Callable[[int, int], None]], Scores]) -> Scores:
         """Fits beside the event loop, which shows the progress and takes an interruption."""
         loop = asyncio.get_running_loop()
         cancelled = threading.Event()
@@ -141,15 +173,24 @@ class Backtest:
                 raise BacktestError("the backtest was interrupted")
             loop.call_soon_threadsafe(self._observer.fitting, done, of)
 
-        # It learns from the rows that the service may learn from, and from no younger ones.
-        maturity_ms = round(self._tables["trigger"]["label_maturity_s"] * 1000)
-        delay = max(self._settings.label_delay_ms, maturity_ms)
         try:
-            return await asyncio.to_thread(
-                retrained_scores, self._recipe, self._dataset, delay, on_progress
-            )
+            return await asyncio.to_thread(fits, on_progress)
         finally:
             cancelled.set()
+
+    def _judge(
+        self, model: ModelDirectory, record: ReplayRecord
+    ) -> tuple[tuple[Decision, ...], Reproduced]:
+        judge = Judge(
+            self._dataset,
+            self._recipe,
+            model,
+            self._requests,
+            record.answers.version,
+            period_rows=period_rows(self._dataset),
+            maturity_ms=self._maturity_ms(),
+        )
+        return judge.decisions(record.loop_events), judge.reproduced(record.loop_events)
 
     def _write_model(self) -> ModelDirectory:
         model = Registry(self._models_dir).model(self._settings.model)
@@ -247,7 +288,7 @@ class Backtest:
                 # The pane first and then the labels: if both were under way, which of them
                 # the loop decides on would be left to chance.
                 settled = await self._settle(client, record)
-                if await self._tell_labels(client, labels, clock, chunk.stop, record.answers):
+                if await self._tell_labels(client, labels, clock, chunk.stop, record):
                     settled = await self._settle(client, record)
                 report = await client.drift()
                 record.note_drift(report, clock)
@@ -280,8 +321,8 @@ class Backtest:
 
     async def _watch(self, client: ReplayClient, record: ReplayRecord) -> None:
         async for event in client.events():
-            if event.kind in _QUIET or event.actor == "backtest":
-                continue
+            if event.kind in _QUIET or event.actor == "backtest" or self._exercising:
+                continue  # what our own rollback at the end causes is no decision of the loop
             noted = record.note_event(event)
             self._observer.happened(noted["time"], noted["kind"], noted["version"], noted["reason"])
 
@@ -291,7 +332,7 @@ class Backtest:
         schedule: LabelSchedule,
         clock_ms: int,
         sent: int,
-        answers: Answers,
+        record: ReplayRecord,
     ) -> bool:
         """Whether there were any to tell."""
         first, last = schedule.due(clock_ms, sent)
@@ -301,7 +342,7 @@ class Backtest:
         which = np.searchsorted(self._starts, np.arange(first, last), side="right") - 1
         labels = []
         for row, value, number in zip(range(first, last), values, which.tolist(), strict=True):
-            if not answers.version[row]:
+            if not record.answers.version[row]:
                 continue  # it was not answered: there is nothing to label
             request = self._requests[number]
             if isinstance(value, str):
@@ -310,6 +351,7 @@ class Backtest:
                 label = feedback_pb2.Label(id=request.id, row=row - request.start, number=value)
             labels.append(label)
         await client.submit_labels(labels, clock_ms)
+        record.labels_told = last
         return True
 
     async def _settle(
@@ -326,6 +368,7 @@ class Backtest:
         champion, previous = versions.champion, versions.previous
         if not previous:
             return
+        self._exercising = True
         self._observer.stage(f"rolling back to version {previous} and promoting {champion} again")
         probe = PlannedRequest(len(self._times) - 1, len(self._times))
         at = int(self._times[-1])
@@ -345,7 +388,7 @@ class Backtest:
         record.rollback_ms = await timed(client.rollback(reason), previous, "rollback")
         record.promote_ms = await timed(client.promote(champion, reason), champion, "promotion")
 
-    def _environment(self, record: ReplayRecord) -> Mapping[str, Any]:
+    def _environment(self, record: ReplayRecord, reproduced: Reproduced) -> Mapping[str, Any]:
         rows = self._dataset.frame.height - self._start
         replay_s = self._timings.get("replay_s") or 1e-9
         return {
@@ -357,6 +400,7 @@ class Backtest:
             "packages": {name: package_version(name) for name in _PACKAGES},
             "timings": {**self._timings, "rows_per_s": round(rows / replay_s, 1)},
             "failures": list(record.answers.failures),
+            "training_rows_reproduced": {"matching": reproduced.matching, "of": reproduced.of},
         }
 
     def _settings_used(self) -> Mapping[str, Any]:
@@ -372,6 +416,7 @@ class Backtest:
             "numeric": list(self._dataset.numeric),
             "categorical": list(self._dataset.categorical),
             "notes": list(self._dataset.notes),
+            "warnings": list(self.warnings),
             "period": data.period,
             "every": data.every,
             "last_period": data.last_period,

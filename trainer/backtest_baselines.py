@@ -1,8 +1,12 @@
-"""The two strategies that the managed service is held against, and every period's metric.
+"""The strategies that the managed service is held against, and every period's metric.
 
 Frozen: the first version's ONNX file, run here without a server. Retrained every period: at the
 begin of each period the recipe is fitted to the newest rows whose labels are known by then, as
 many as the service may train on, and predicts that period. Neither sees a label early.
+
+The oracle does: each third of a period is predicted by the recipe fitted to its other two thirds,
+drawn at random. It says what the features could tell of a period to somebody who had lived through
+it; nobody can serve it. Of small periods it learns from fewer rows than the others, and can lose.
 
 A prediction is one column in a regression, else one per class of the whole data set, so that
 versions which know fewer classes can be compared with the others.
@@ -28,6 +32,7 @@ from .recipe import Metric, Recipe
 from .scores import score
 
 _SLICE = 8192
+_FOLDS = 3  # of a period, for the oracle
 
 Scores = NDArray[np.float64]  # (rows, width); NaN where there is no prediction
 
@@ -56,12 +61,8 @@ def frozen_scores(
 ) -> Scores:
     """What the first model says of every row from `start` on."""
     found = empty_scores(dataset)
-    session = OnnxModel((model / "model.onnx").read_bytes())
-    columns = places(manifest, dataset.classes)
-    for first in range(start, dataset.frame.height, _SLICE):
-        part = clean(recipe, dataset.frame.slice(first, _SLICE))
-        answer = session.predict(tensors(recipe, part))
-        found[first : first + part.height, columns] = answer.reshape(part.height, -1)
+    rows = slice(start, dataset.frame.height)
+    found[rows] = version_scores(model, manifest, recipe, dataset, rows)
     return found
 
 
@@ -83,17 +84,66 @@ def retrained_scores(
         rows = dataset.frame.slice(first, known - first)
         if rows.height < recipe.min_rows:
             continue
-        try:
-            with threadpool_limits(1):  # see backtest_settings: more are slower here
-                pipeline = fit(recipe, rows)
-                answer = predict(recipe, pipeline, dataset.frame.slice(period.start, period.rows))
-        except TrainingError:
-            continue  # one class only, say: no model could be had for this period
-        names = [str(name) for name in classes_of(pipeline)]
-        where = {str(name): place for place, name in enumerate(dataset.classes)}
-        columns = [where[name] for name in names] or [0]
-        found[period.start : period.stop, columns] = answer.reshape(period.rows, -1)
+        answer = _fitted(recipe, dataset, rows, dataset.frame.slice(period.start, period.rows))
+        if answer is not None:
+            found[period.start : period.stop] = answer
     on_progress(len(later), len(later))
+    return found
+
+
+def oracle_scores(
+    recipe: Recipe,
+    dataset: Dataset,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Scores:
+    """What a model says of each row of every period but the first that learned the others of it."""
+    found = empty_scores(dataset)
+    later = dataset.periods[1:]
+    for number, period in enumerate(later):
+        on_progress(number, len(later))
+        folds = np.random.default_rng([seed, 3, number]).permutation(period.rows) % _FOLDS
+        frame = dataset.frame.slice(period.start, period.rows)
+        for fold in range(_FOLDS):
+            others = frame.filter(folds != fold)
+            if others.height < recipe.estimator.min_samples_leaf * 2:
+                continue
+            answer = _fitted(recipe, dataset, others, frame.filter(folds == fold))
+            if answer is not None:
+                found[period.start + np.flatnonzero(folds == fold)] = answer
+    on_progress(len(later), len(later))
+    return found
+
+
+def _fitted(
+    recipe: Recipe, dataset: Dataset, rows: pl.DataFrame, asked: pl.DataFrame
+) -> Scores | None:
+    """The scores of a model of `rows` for the rows asked; None where there can be no model."""
+    answer = np.full((asked.height, max(1, len(dataset.classes))), np.nan)
+    try:
+        with threadpool_limits(1):  # see backtest_settings: more are slower here
+            pipeline = fit(recipe, rows)
+            predicted = predict(recipe, pipeline, asked)
+    except TrainingError:  # one class only, say
+        return None
+    where = {str(name): place for place, name in enumerate(dataset.classes)}
+    columns = [where[str(name)] for name in classes_of(pipeline)] or [0]
+    answer[:, columns] = predicted.reshape(asked.height, -1)
+    return answer
+
+
+def version_scores(
+    model: Path, manifest: Manifest, recipe: Recipe, dataset: Dataset, rows: slice
+) -> Scores:
+    """What a version's ONNX file says of these rows: one row of scores for each."""
+    found = empty_scores(dataset)[rows]
+    session = OnnxModel((model / "model.onnx").read_bytes())
+    columns = places(manifest, dataset.classes)
+    for first in range(rows.start, rows.stop, _SLICE):
+        part = clean(recipe, dataset.frame.slice(first, min(_SLICE, rows.stop - first)))
+        answer = session.predict(tensors(recipe, part))
+        at = first - rows.start
+        found[at : at + part.height, columns] = answer.reshape(part.height, -1)
     return found
 
 

@@ -5,25 +5,18 @@ plot and the table. Exit codes: 0 done, 1 failed (one sentence on standard error
 failed or replies were of the wrong shape, after the report was written), 2 usage, 130 interrupted.
 """
 
-import asyncio
 import contextlib
 import os
-import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its Linux wheel would phone home
 
 PROG = "trimtab backtest"
-_MARK = ".trimtab-backtest"  # in a directory of models that a backtest made and may replace
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -44,10 +37,18 @@ class Metric(StrEnum):
 
 
 class Order(StrEnum):
-    time = "time"
-    shuffle = "shuffle-within-period"
+    as_is = "as-is"
+    within = "shuffle-within-period"
+    shuffle = "shuffle"
+    time = "time"  # the older name of as-is
 
 
+_ORDERS: Mapping[Order, Literal["as-is", "shuffle-within-period", "shuffle"]] = {
+    Order.as_is: "as-is",
+    Order.time: "as-is",
+    Order.within: "shuffle-within-period",
+    Order.shuffle: "shuffle",
+}
 _DATA, _REPLAY, _OUT = "Data", "Replay", "Output"
 
 
@@ -161,14 +162,14 @@ def backtest(
     order: Annotated[
         Order,
         typer.Option(
-            help="time: as it happened. shuffle-within-period: the periods as they happened, the "
+            help="as-is: as it happened. shuffle-within-period: the periods as they happened, the "
             "rows of each dealt out anew over its times. For data whose neighbours are alike: "
             "one hour of weather is one sample, however many rows it has, so a window of a few "
             "hours differs from a whole month, and the drift monitor, which counts rows, would "
             "take every calm day for a change of the climate.",
             rich_help_panel=_REPLAY,
         ),
-    ] = Order.time,
+    ] = Order.as_is,
     seed: Annotated[
         int,
         typer.Option(
@@ -178,6 +179,23 @@ def backtest(
             rich_help_panel=_REPLAY,
         ),
     ] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Run once with each of these seeds instead, and show mean and spread: with --out "
+            "in DIR/seed-N, and DIR/summary.json.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            help="Fit models within each period too, to say how much was possible: "
+            "three more fits a period.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = True,
     rows_per_request: Annotated[
         int,
         typer.Option(
@@ -215,11 +233,20 @@ def backtest(
         Path | None,
         typer.Option("--plot", metavar="FILE.png", help="Write the plot.", rich_help_panel=_OUT),
     ] = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE.html",
+            help="Write the report as one HTML file, pictures included.",
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write report.json and report.png there and keep the models with their history "
+            help="Write report.html, report.json and report.png there and keep the models with their history "
             "and the traffic log (DIR/models) and the server's log.",
             rich_help_panel=_OUT,
         ),
@@ -238,6 +265,7 @@ def backtest(
     `trimtab backtest loans.csv --target paid --time month --label-delay 30d --json loans.json`
     """
     from .backtest_data import DataRequest
+    from .backtest_run import Outputs, run_all
     from .backtest_settings import (
         BacktestSettings,
         model_name,
@@ -258,7 +286,7 @@ def backtest(
                 categorical=_columns(categorical),
                 exclude=_columns(exclude),
                 last_period=last_period,
-                order="shuffle-within-period" if order is Order.shuffle else "time",
+                order=_ORDERS[order],
                 seed=seed,
             ),
             model=model or model_name(data),
@@ -267,121 +295,14 @@ def backtest(
             window_ms=parse_duration_ms(window),
             label_maturity_ms=parse_duration_ms(label_maturity),
             rows_per_request=rows_per_request,
+            oracle=oracle,
             overrides=parse_overrides(assignments or []),
         )
-    code = _run(settings, json_file, plot_file, out)
+        chosen = _seeds(seeds, seed)
+    outputs = Outputs(json=json_file, plot=plot_file, html=html_file, out=out)
+    code = run_all(settings, chosen, outputs)
     if code:
         raise typer.Exit(code)
-
-
-def _run(settings: Any, json_file: Path | None, plot_file: Path | None, out: Path | None) -> int:
-    from trimtab.registry.errors import RegistryError
-
-    from .backtest import Backtest, BacktestError
-    from .backtest_console import ConsoleObserver
-    from .backtest_data import load
-    from .backtest_processes import ChildError
-    from .errors import TrainingError
-    from .replay import ReplayError
-
-    console = Console(stderr=True)
-    stdout = Console(stderr=json_file == Path("-"))
-    try:
-        dataset = load(settings.data)
-        for note in dataset.notes:
-            console.print(note, markup=False, highlight=False)
-        with _directory(out) as directory, ConsoleObserver(console) as observer:
-            report = asyncio.run(
-                _interruptible(Backtest(dataset, settings, directory, observer).run())
-            )
-            text = report.to_json()
-            for path in _targets(json_file, out, "report.json"):
-                if path == Path("-"):
-                    sys.stdout.write(text)
-                else:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(text, encoding="utf-8")
-            pictures = _targets(plot_file, out, "report.png")
-            if pictures:
-                from .backtest_plot import plot
-
-                for path in pictures:
-                    plot(report, path)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("interrupted; the server and the trainer were ended")
-        return 130
-    except (
-        BacktestError,
-        ChildError,
-        ReplayError,
-        TrainingError,
-        RegistryError,
-        OSError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    _show(report, stdout, _targets(json_file, out, "report.json"), pictures, out)
-    overall = report.overall
-    if overall.failed_requests or overall.wrong_shapes:
-        reasons = "; ".join(report.environment["failures"])
-        print(
-            f"error: {overall.failed_requests} requests failed and {overall.wrong_shapes} replies "
-            f"had the wrong shape: {reasons}",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
-
-
-def _show(
-    report: Any, console: Console, documents: list[Path], pictures: list[Path], out: Path | None
-) -> None:
-    from .backtest_report import report_table
-
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(stderr=console.stderr, width=140)
-    console.print()
-    console.print(report_table(report))
-    for what, paths in (("Report", documents), ("Plot", pictures)):
-        for path in paths:
-            if path != Path("-"):
-                console.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
-    if out is not None:
-        text = f"Models: {out / 'models'} (serve them: trimtab serve {out / 'models'})"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _directory(out: Path | None) -> Iterator[Path]:
-    """Where the models and the server's log are: in `out`, else in a directory that vanishes."""
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="trimtab-backtest-") as path:
-            (Path(path) / "models").mkdir()
-            yield Path(path)
-        return
-    from .backtest import BacktestError
-
-    models = out / "models"
-    if models.exists():
-        if not (models / _MARK).exists():
-            raise BacktestError(
-                f"{models} exists and was not made by a backtest; give another --out"
-            )
-        shutil.rmtree(models)
-    models.mkdir(parents=True)
-    (models / _MARK).touch()
-    yield out
-
-
-async def _interruptible(work: Any) -> Any:
-    """SIGTERM ends the work in order, as Ctrl-C does."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        return await task
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -398,8 +319,17 @@ def _columns(values: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _targets(given: Path | None, out: Path | None, name: str) -> list[Path]:
-    return [*([given] if given else []), *([out / name] if out else [])]
+def _seeds(text: str | None, seed: int) -> tuple[int, ...]:
+    """`1,2,3` as numbers; ValueError."""
+    if text is None:
+        return (seed,)
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ValueError(f"--seeds {text}: must be whole numbers, as in 1,2,3") from None
+    if min(found) < 0:
+        raise ValueError(f"--seeds {text}: a seed is at least 0")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

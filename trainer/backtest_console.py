@@ -24,6 +24,7 @@ from .backtest_report import shortened, without_signal
 _TOLD = {
     "drift": "drift",
     "data_quality": "data quality",
+    "quality": "loss of quality",
     "training_started": "training started",
     "training_failed": "training failed",
     "refused": "refused",

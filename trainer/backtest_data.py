@@ -17,9 +17,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from .backtest_columns import guess_roles, listing, number, parse_times, read_table, time_format
 from .errors import DataError
 
-Order = Literal["time", "shuffle-within-period"]
+Order = Literal["as-is", "shuffle-within-period", "shuffle"]
 
 MAX_CLASSES = 100  # more different values are no classes
 _FEW_VALUES = 20  # numbers with at most so many different whole values are taken for classes
@@ -34,7 +35,6 @@ _EPOCHS: tuple[tuple[int, str, int, int], ...] = (
     (10**17, "microseconds", 1000, 1),
     (2**64, "nanoseconds", 10**6, 1),
 )
-_CSV_NULLS = ["", "NA", "NaN", "nan", "null", "NULL", "None"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class DataRequest:
     categorical: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     last_period: int | None = None  # how many periods are taken, the first one included
-    order: Order = "time"
+    order: Order = "as-is"
     seed: int = 0
 
 
@@ -96,24 +96,6 @@ def load(request: DataRequest) -> Dataset:
     return prepare(read_table(request.path), request)
 
 
-def read_table(path: Path) -> pl.DataFrame:
-    """A Parquet or CSV file as a frame; DataError."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    name = path.name.lower()
-    try:
-        if name.endswith((".parquet", ".pq")):
-            return pl.read_parquet(path)
-        if name.endswith((".csv", ".csv.gz", ".csv.zst")):
-            return pl.read_csv(
-                path, try_parse_dates=True, infer_schema_length=20_000, null_values=_CSV_NULLS
-            )
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise DataError(f"{path}: cannot be read: {reason}") from error
-    raise DataError(f"{path}: must be a .parquet or a .csv file")
-
-
 def prepare(table: pl.DataFrame, request: DataRequest) -> Dataset:
     """Checks the table and brings it into the order in which it is replayed; DataError."""
     named = [request.target, request.time, *request.numeric, *request.categorical, *request.exclude]
@@ -122,7 +104,7 @@ def prepare(table: pl.DataFrame, request: DataRequest) -> Dataset:
     for name in named:
         if name not in table.columns:
             raise DataError(
-                f"{request.path}: no column {name!r}; there are {_listing(table.columns)}"
+                f"{request.path}: no column {name!r}; there are {listing(table.columns)}"
             )
     if request.target == request.time:
         raise DataError(f"the target and the time cannot be one column, {request.time!r}")
@@ -141,8 +123,9 @@ def prepare(table: pl.DataFrame, request: DataRequest) -> Dataset:
     if request.last_period is not None:
         periods = periods[: request.last_period]
         table = table.head(periods[-1].stop)
-    if request.order == "shuffle-within-period":
-        table = _shuffled(table, request, periods)
+    if request.order != "as-is":
+        whole = (Period("all", 0, table.height),)
+        table = _shuffled(table, request, periods if request.order != "shuffle" else whole)
     numeric, categorical = _roles(table, request, periods[0], notes)
     overlap = sorted(set(numeric) & set(categorical))
     if overlap:
@@ -152,7 +135,7 @@ def prepare(table: pl.DataFrame, request: DataRequest) -> Dataset:
             raise DataError(f"column {name!r} cannot be a feature: it is the {what}")
     if not numeric and not categorical:
         raise DataError(f"{request.path}: no column is left that could be a feature")
-    features = [_number(table, name) for name in numeric] + [
+    features = [number(table, name) for name in numeric] + [
         pl.col(name).cast(pl.String) for name in categorical
     ]
     frame = table.select(request.time, request.target, *features)
@@ -179,13 +162,14 @@ def _milliseconds(table: pl.DataFrame, request: DataRequest, notes: list[str]) -
     """The time column as milliseconds since the epoch."""
     column = table[request.time]
     if column.dtype == pl.String:
-        try:
-            column = column.str.to_datetime(time_unit="ms", strict=True)
-        except pl.exceptions.PolarsError:
+        form = time_format(column)
+        if form is None:
             example = column.drop_nulls().first() if column.null_count() < len(column) else None
             raise DataError(
                 f"column {request.time!r} is text that cannot be read as a time: {example!r}"
-            ) from None
+            )
+        notes.append(f"{request.time} is read as {form}.")
+        column = parse_times(column, form)
     if column.dtype in (pl.Date, pl.Datetime):
         result = column.dt.epoch("ms")
     elif column.dtype.is_integer():
@@ -325,7 +309,7 @@ def _stamps(moments: pl.Series, every: str) -> pl.Series:
 
 
 def _shuffled(table: pl.DataFrame, request: DataRequest, periods: Sequence[Period]) -> pl.DataFrame:
-    """The rows of each period permuted over its times, which stay in their order."""
+    """The rows of each stretch permuted over its times, which stay in their order."""
     source = np.random.default_rng([request.seed, 1])
     order = np.concatenate([period.start + source.permutation(period.rows) for period in periods])
     return table[order].with_columns(table[request.time])
@@ -334,58 +318,19 @@ def _shuffled(table: pl.DataFrame, request: DataRequest, periods: Sequence[Perio
 def _roles(
     table: pl.DataFrame, request: DataRequest, first: Period, notes: list[str]
 ) -> tuple[list[str], list[str]]:
-    taken = {request.target, request.time, request.period, _PERIOD, *request.exclude}
+    taken = {request.target, request.time, request.period or "", _PERIOD, *request.exclude}
     if request.numeric or request.categorical:
         told = {*request.numeric, *request.categorical}
         rest = [name for name in table.columns if name not in told and name not in taken]
         if rest:
-            notes.append(f"Not used: {_listing(rest)}.")
+            notes.append(f"Not used: {listing(rest)}.")
         return list(request.numeric), list(request.categorical)
-    numeric: list[str] = []
-    categorical: list[str] = []
-    left: list[str] = []
-    for name in table.columns:
-        if name in taken:
-            continue
-        column = table[name]
-        known = column.slice(0, first.stop).drop_nulls()
-        if not len(known):
-            left.append(f"{name} (empty in the first period)")
-        elif column.dtype.is_numeric() or column.dtype == pl.Boolean:
-            numeric.append(name)
-        elif column.dtype in (pl.String, pl.Categorical, pl.Enum):
-            if len(known) >= 30 and known.n_unique() > 0.9 * len(known):
-                left.append(f"{name} (text that hardly repeats)")
-            else:
-                categorical.append(name)
-        else:
-            left.append(f"{name} ({column.dtype})")
-    notes.append(f"Numeric: {_listing(numeric) or 'none'}.")
-    notes.append(f"Categorical: {_listing(categorical) or 'none'}.")
-    if left:
-        notes.append(f"Left out: {_listing(left)}.")
-    return numeric, categorical
-
-
-def _number(table: pl.DataFrame, name: str) -> pl.Expr:
-    kind = table.schema[name]
-    if kind in (pl.String, pl.Categorical, pl.Enum):
-        try:
-            table[name].cast(pl.String).cast(pl.Float64, strict=True)
-        except pl.exceptions.PolarsError:
-            raise DataError(f"column {name!r} is text, not numbers: name it categorical") from None
-        return pl.col(name).cast(pl.String).cast(pl.Float64).cast(pl.Float32)
-    if not (kind.is_numeric() or kind == pl.Boolean):
-        raise DataError(f"column {name!r} is {kind}: neither a number nor text")
-    return pl.col(name).cast(pl.Float32).fill_nan(None)
+    roles = guess_roles(table, taken, first.stop, "the first period")
+    notes += roles.notes
+    return list(roles.numeric), list(roles.categorical)
 
 
 def _kind(target: pl.Series) -> str:
     if target.dtype.is_float():
         return "a number"
     return "a whole number" if target.dtype.is_integer() else "text"
-
-
-def _listing(names: Sequence[str], at_most: int = 30) -> str:
-    shown = ", ".join(names[:at_most])
-    return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"

@@ -1,11 +1,13 @@
-"""Draws a backtest's report: the three metrics period by period, what was decided, the drift.
+"""Draws a backtest's report: the metrics period by period, what was decided, the drift.
 
 The upper part has one line per strategy and a mark where the loop promoted, refused or rolled
-back, at the share of the period's rows that had been replayed by then. The lower part is the worst
+back, at the share of the period's rows that had been replayed by then; its colour is the verdict of
+the rows that followed. The lower part is the worst
 PSI of each period with the feature it belongs to, against the threshold. Many periods and long
 names are thinned and cut, so that the picture never outgrows its frame.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .backtest_report import (
     HIGHER_IS_BETTER,
@@ -24,19 +27,39 @@ from .backtest_report import (
 )
 
 _FROZEN, _MANAGED, _RETRAINED = "#9a5b4f", "#1f5fa8", "#7d8a97"
-_PROMOTED, _REFUSED, _ROLLED_BACK = "#2a8a4a", "#c0392b", "#b8860b"
+_ORACLE = "#9b8bb4"
+_THRESHOLD = "#c0392b"
+_VERDICTS = {"right": "#2a8a4a", "wrong": "#c0392b", "neither": "#b8860b", "unjudged": "#777777"}
+_MARKS = {
+    "promoted": ("^", "promoted"),
+    "refused": ("x", "candidate refused"),
+    "rolled_back": ("v", "rolled back"),
+}
+_SAID = {
+    "promoted": {"right": ", useful", "wrong": ", harmful", "neither": ", no difference"},
+    "refused": {"right": ", rightly", "wrong": ", wrongly", "neither": ", no difference"},
+    "rolled_back": {"right": ", rightly", "wrong": ", wrongly", "neither": ", no difference"},
+}
+_FEW = 20
 _MOST_TICKS = 26
+_MOST_ROWS = 60
 _LONGEST = 16
 
 
 def plot(report: BacktestReport, path: Path) -> None:
     """Writes the picture as PNG; OSError if the path cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(report))
+
+
+def png(report: BacktestReport) -> bytes:
+    """The picture of the whole."""
     count = len(report.periods)
-    width = min(16.0, max(8.0, 3.0 + 0.55 * count))
+    width = min(16.0, max(9.0, 3.0 + 0.55 * count))
     figure = plt.figure(figsize=(width, 6.6), layout="constrained")
     try:
         # The legend has a row of its own, where no line can run through it.
-        grid = figure.add_gridspec(3, 1, height_ratios=(0.3, 2.4, 1.1))
+        grid = figure.add_gridspec(3, 1, height_ratios=(0.5, 2.4, 1.1))
         above = figure.add_subplot(grid[1])
         below = figure.add_subplot(grid[2], sharex=above)
         legend = figure.add_subplot(grid[0])
@@ -45,18 +68,51 @@ def plot(report: BacktestReport, path: Path) -> None:
         _label_periods(below, report.periods, width)
         above.tick_params(labelbottom=False)
         legend.axis("off")
-        legend.legend(
+        shown = legend.legend(
             *above.get_legend_handles_labels(),
             loc="center left",
             ncols=3,
             frameon=False,
-            fontsize=9,
+            fontsize=8,
         )
+        shown.set_in_layout(False)  # a long one shall not narrow the plots
         figure.suptitle(_title(report), fontsize=12, x=0.01, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        return _saved(figure)
     finally:
         plt.close(figure)
+
+
+def decisions_png(report: BacktestReport) -> bytes | None:
+    """By how much each candidate was better on the rows that followed; None: none was judged."""
+    judged = [each for each in report.decisions if each.improvement is not None][-_MOST_ROWS:]
+    if not judged:
+        return None
+    figure, axes = plt.subplots(figsize=(8.0, 1.1 + 0.28 * len(judged)), layout="constrained")
+    try:
+        for place, each in enumerate(judged):
+            assert each.improvement is not None and each.low is not None and each.high is not None
+            colour = _VERDICTS[each.verdict]
+            axes.plot([each.low, each.high], [place, place], color=colour, linewidth=1.6)
+            axes.plot(each.improvement, place, _MARKS[each.kind][0], color=colour, markersize=7)
+        axes.axvline(0, color="#888888", linewidth=1)
+        names = [
+            f"{each.time[:16]}  {_MARKS[each.kind][1]}"
+            + (f" {each.against}→{each.version}" if each.version else "")
+            for each in judged
+        ]
+        axes.set_yticks(range(len(judged)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("better than the version before by, with 95 % interval", fontsize=9)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        return _saved(figure)
+    finally:
+        plt.close(figure)
+
+
+def _saved(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
 
 
 def _draw_metrics(axes: Axes, report: BacktestReport) -> None:
@@ -72,6 +128,7 @@ def _draw_metrics(axes: Axes, report: BacktestReport) -> None:
             1.8,
             "retrained every period",
         ),
+        ([p.metric_oracle for p in periods], _ORACLE, "-.", 1.2, "oracle: knows the period"),
         ([p.metric_managed for p in periods], _MANAGED, "-", 2.4, "managed by Trimtab"),
     ):
         numbers = [float("nan") if value is None else value for value in values]
@@ -79,7 +136,10 @@ def _draw_metrics(axes: Axes, report: BacktestReport) -> None:
             _FROZEN: report.overall.metric_frozen,
             _RETRAINED: report.overall.metric_retrain_every_period,
             _MANAGED: report.overall.metric_managed,
+            _ORACLE: report.overall.metric_oracle,
         }[colour]
+        if all(value is None for value in values):
+            continue
         if overall is not None:
             label += f" ({overall:.4g} overall)"
         axes.plot(
@@ -102,45 +162,44 @@ def _draw_metrics(axes: Axes, report: BacktestReport) -> None:
 
 
 def _mark_decisions(axes: Axes, report: BacktestReport) -> None:
-    marks = {
-        "promoted": ("^", _PROMOTED, "promoted"),
-        "refused": ("x", _REFUSED, "candidate refused"),
-        "rolled_back": ("v", _ROLLED_BACK, "rolled back"),
-    }
-    found: dict[str, list[tuple[float, int]]] = {kind: [] for kind in marks}
+    verdicts = {(each.kind, each.time): each.verdict for each in report.decisions}
+    found: list[tuple[str, float, int, str]] = []
     for place, period in enumerate(report.periods):
         for event in period.events:
-            if event["kind"] in found:
+            if event["kind"] in _MARKS:
                 at = place + min(1.0, event["after_rows"] / max(1, period.rows))
-                found[event["kind"]].append((at, int(event["version"])))
-    few = sum(map(len, found.values())) <= 20
-    for kind, (marker, colour, label) in marks.items():
-        for at, version in found[kind]:
-            if kind != "refused":
-                axes.axvline(at, color=colour, alpha=0.35, linewidth=1, zorder=0)
-            if kind == "promoted" and few:
-                axes.annotate(
-                    f"v{version}",
-                    (at, 1.0),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(3, -2),
-                    textcoords="offset points",
-                    va="top",
-                    fontsize=8,
-                    color=colour,
-                )
-        if found[kind]:
-            axes.plot(
-                [at for at, _ in found[kind]],
-                [0.02] * len(found[kind]),
-                marker,
-                color=colour,
-                markersize=7,
-                label=label,
-                transform=axes.get_xaxis_transform(),
-                clip_on=False,
-                zorder=5,
+                verdict = verdicts.get((event["kind"], event["time"]), "unjudged")
+                found.append((event["kind"], at, int(event["version"]), verdict))
+    for kind, at, version, verdict in found:
+        if kind != "refused":
+            axes.axvline(at, color=_VERDICTS[verdict], alpha=0.35, linewidth=1, zorder=0)
+        if kind == "promoted" and len(found) <= _FEW:
+            axes.annotate(
+                f"v{version}",
+                (at, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -2),
+                textcoords="offset points",
+                va="top",
+                fontsize=8,
+                color=_VERDICTS[verdict],
             )
+    for kind, (marker, name) in _MARKS.items():
+        for verdict, colour in _VERDICTS.items():
+            places = [at for k, at, _, v in found if (k, v) == (kind, verdict)]
+            if places:
+                axes.plot(
+                    places,
+                    [0.02] * len(places),
+                    marker,
+                    color=colour,
+                    markersize=7,
+                    linestyle="none",
+                    label=name + _SAID[kind].get(verdict, ""),
+                    transform=axes.get_xaxis_transform(),
+                    clip_on=False,
+                    zorder=5,
+                )
 
 
 def _draw_drift(axes: Axes, report: BacktestReport, width: float) -> None:
@@ -170,7 +229,7 @@ def _draw_drift(axes: Axes, report: BacktestReport, width: float) -> None:
                 bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.75},
             )
     if threshold is not None:
-        axes.axhline(threshold, color=_REFUSED, linewidth=1, linestyle="--")
+        axes.axhline(threshold, color=_THRESHOLD, linewidth=1, linestyle="--")
         axes.text(
             1.0,
             1.02,
@@ -179,7 +238,7 @@ def _draw_drift(axes: Axes, report: BacktestReport, width: float) -> None:
             ha="right",
             va="bottom",
             fontsize=8,
-            color=_REFUSED,
+            color=_THRESHOLD,
         )
     axes.set_ylim(0, limit * 1.35)
     axes.set_ylabel("worst PSI")

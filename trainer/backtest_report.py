@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from .backtest_decisions import Decision, words
+
 HIGHER_IS_BETTER = frozenset({"roc_auc", "accuracy"})
 METRIC_NAMES = {
     "mae": "mean absolute error",
@@ -34,6 +36,7 @@ _DECISIONS = {
     "rolled_back": "rolled back",
     "load_failed": "load failed",
     "data_quality": "data quality",
+    "quality": "loss of quality",
 }
 _MOST_DECISIONS = 40
 _LONGEST_REASON = 240  # characters; the JSON has it whole
@@ -48,6 +51,7 @@ class PeriodReport:
     metric_frozen: float | None
     metric_managed: float | None
     metric_retrain_every_period: float | None
+    metric_oracle: float | None
     champion_version: int  # when the period ended
     drift: Mapping[str, Any] | None  # the worst that was seen: feature, psi, ks_low, ks_high, …
     events: tuple[Mapping[str, Any], ...]  # kind, version, actor, reason, time, after_rows
@@ -62,6 +66,7 @@ class Overall:
     metric_frozen: float | None
     metric_managed: float | None
     metric_retrain_every_period: float | None
+    metric_oracle: float | None
     rows: int
     requests: int
     failed_requests: int
@@ -70,6 +75,9 @@ class Overall:
     refused: int
     rolled_back: int
     trainings: int
+    drift_alarms: int
+    data_quality_alarms: int
+    verdicts: Mapping[str, Mapping[str, int]]  # of promotions, refusals, rollbacks
     rollback_ms: float | None  # by hand at the end, until a request is answered by that version
     promote_ms: float | None
 
@@ -78,6 +86,7 @@ class Overall:
 class BacktestReport:
     periods: tuple[PeriodReport, ...]
     overall: Overall
+    decisions: tuple[Decision, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)  # machine, versions, timings
     settings: Mapping[str, Any] = field(default_factory=dict)  # everything that was asked for
 
@@ -94,6 +103,7 @@ class BacktestReport:
                 for period in content["periods"]
             ),
             overall=Overall(**content["overall"]),
+            decisions=tuple(Decision(**each) for each in content["decisions"]),
             environment=content["environment"],
             settings=content["settings"],
         )
@@ -111,7 +121,7 @@ def report_table(report: BacktestReport) -> RenderableType:
     )
     table.add_column("period", overflow="ellipsis", no_wrap=True, max_width=24)
     table.add_column("rows", justify="right", no_wrap=True)
-    for name in ("frozen", "managed", "retrained\neach period"):
+    for name in ("frozen", "managed", "retrained\neach period", "oracle"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("version", justify="right", no_wrap=True)
     table.add_column("worst drift (PSI)", overflow="ellipsis", no_wrap=True, max_width=28)
@@ -149,6 +159,9 @@ def report_table(report: BacktestReport) -> RenderableType:
     decisions = _decisions(report)
     if decisions.row_count:
         parts += [Text("What was decided, and why", "bold"), decisions, Text()]
+    if report.decisions:
+        title = f"Was it right? {METRIC_NAMES.get(metric, metric)} of the rows after each decision"
+        parts += [Text(title, "bold"), _judged(report), Text()]
     parts += [Text(sentence) for sentence in conclusion(report)]
     return Group(*parts)
 
@@ -163,11 +176,16 @@ def conclusion(report: BacktestReport) -> list[str]:
     if frozen is not None and managed is not None:
         text = (
             f"Over {overall.rows:,} rows the first model, left alone, had a {metric} of "
-            f"{_figure(frozen)}; the managed service had {_figure(managed)}, "
+            f"{figure(frozen)}; the managed service had {figure(managed)}, "
             f"{_compared(frozen, managed, overall.metric)}"
         )
         if retrained is not None:
-            text += f"; retraining every period had {_figure(retrained)}"
+            text += f"; retraining every period had {figure(retrained)}"
+        if overall.metric_oracle is not None:
+            text += (
+                f"; {figure(overall.metric_oracle)} is what a model has "
+                "that learned the other rows of the same period"
+            )
         sentences.append(text + ".")
     if overall.trainings:
         sentences.append(
@@ -179,6 +197,7 @@ def conclusion(report: BacktestReport) -> list[str]:
         sentences.append(
             "The loop started no training: no drift reached its threshold with enough labels."
         )
+    sentences += verdict_sentences(overall.verdicts)
     asked = f"{overall.requests:,} requests"
     if overall.failed_requests or overall.wrong_shapes:
         sentences.append(
@@ -197,6 +216,34 @@ def conclusion(report: BacktestReport) -> list[str]:
     return sentences
 
 
+def verdict_sentences(verdicts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Of promotions, refusals and rollbacks, how many were right by the rows that followed."""
+    told = {
+        "promoted": ("promotion", "useful", "harmful"),
+        "refused": ("refusal", "right", "wrong"),
+        "rolled_back": ("rollback", "right", "wrong"),
+    }
+    sentences = []
+    for kind, (noun, right, wrong) in told.items():
+        found = verdicts.get(kind, {})
+        if not (count := sum(found.values())):
+            continue
+        text = f"By the rows that followed, of {_count(count, noun)} {found['right']} "
+        text += f"{'was' if found['right'] == 1 else 'were'} {right}, {found['wrong']} {wrong}, "
+        text += f"{found['neither']} made no sure difference"
+        if found["unjudged"]:
+            text += f", {found['unjudged']} could not be judged"
+        sentences.append(text + ".")
+    return sentences
+
+
+def interval_words(decision: Decision) -> str:
+    """By how much the chosen or refused model is better, with its interval."""
+    if decision.improvement is None or decision.low is None or decision.high is None:
+        return decision.note
+    return f"{decision.improvement:+.3g} ({decision.low:+.3g} to {decision.high:+.3g})"
+
+
 def shortened(text: str, longest: int) -> str:
     """The text, cut at a blank where it is longer."""
     if len(text) <= longest:
@@ -206,12 +253,18 @@ def shortened(text: str, longest: int) -> str:
 
 def _metric_cells(item: PeriodReport | Overall) -> list[str]:
     return [
-        _figure(value)
-        for value in (item.metric_frozen, item.metric_managed, item.metric_retrain_every_period)
+        figure(value)
+        for value in (
+            item.metric_frozen,
+            item.metric_managed,
+            item.metric_retrain_every_period,
+            item.metric_oracle,
+        )
     ]
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """As many digits as one reads; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     size = abs(value)
@@ -260,6 +313,7 @@ def _happened(events: Sequence[Mapping[str, Any]]) -> str:
         "held": "held",
         "rolled_back": "rolled back",
         "data_quality": "data quality",
+        "quality": "loss of quality",
         "load_failed": "load failed",
     }
     words = [short[event["kind"]] for event in events if event["kind"] in short]
@@ -295,6 +349,31 @@ def _decisions(report: BacktestReport) -> Table:
         table.add_row(escape(when), what, escape(shortened(reason, _LONGEST_REASON)))
     if len(told) > _MOST_DECISIONS:
         table.add_row("", "", f"{len(told) - _MOST_DECISIONS} more are in the JSON report")
+    return table
+
+
+def _judged(report: BacktestReport) -> Table:
+    """Each decision's two models on the rows after it, and the verdict."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "decision", "before", "candidate", "better by (95 %)", "rows", "verdict"):
+        right = name in ("before", "candidate", "rows")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for decision in report.decisions[:_MOST_DECISIONS]:
+        what = _DECISIONS[decision.kind]
+        path = f" {decision.against}→{decision.version}" if decision.version else ""
+        style = {"wrong": "red", "right": "green"}.get(decision.verdict, "default")
+        table.add_row(
+            escape(decision.time),
+            what + path,
+            figure(decision.metric_against),
+            figure(decision.metric_version),
+            escape(interval_words(decision)),
+            f"{decision.judged_rows:,}" if decision.judged_rows else "",
+            Text(words(decision), style),
+        )
+    if len(report.decisions) > _MOST_DECISIONS:
+        more = f"{len(report.decisions) - _MOST_DECISIONS} more are in the JSON report"
+        table.add_row("", more, "", "", "", "", "")
     return table
 
 

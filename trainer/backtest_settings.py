@@ -24,7 +24,16 @@ from .errors import DataError
 from .recipe import Recipe
 
 HISTORY_FILE = "history.parquet"  # in the model's directory: the first period
-_SECTIONS = ("recipe", "recipe.estimator", "drift", "trigger", "training", "promotion")
+_SECTIONS = (
+    "recipe",
+    "recipe.estimator",
+    "drift",
+    "labels",
+    "trigger",
+    "training",
+    "promotion",
+)
+_FEW_ROWS = 2_500  # of the first period, a fifth of which is held out
 _UNITS_MS = {
     "ms": 1,
     "s": 1000,
@@ -49,6 +58,7 @@ class BacktestSettings:
     label_maturity_ms: int = 0
     rows_per_request: int = 64
     in_flight: int = 16
+    oracle: bool = True  # three more fits a period
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     training_timeout_s: float = 900.0
     request_timeout_s: float = 60.0
@@ -92,11 +102,11 @@ def model_name(path: Path) -> str:
 
 def tables_for(dataset: Dataset, settings: BacktestSettings) -> Tables:
     """The tables of trimtab.toml for this data, overrides included. RecipeError, DataError."""
-    period_rows = int(statistics.median(period.rows for period in dataset.periods))
+    usual = period_rows(dataset)
     first_rows = dataset.periods[0].rows
     panes = 10
-    window = _rounded(min(10_000, max(200, period_rows // 3)) // panes) * panes
-    train_rows = _rounded(min(100_000, max(1_000, period_rows)))
+    window = _rounded(min(10_000, max(200, usual // 3)) // panes) * panes
+    train_rows = _rounded(min(100_000, max(1_000, usual)))
     tables: Tables = {
         "recipe": {
             "task": dataset.task,
@@ -128,6 +138,9 @@ def tables_for(dataset: Dataset, settings: BacktestSettings) -> Tables:
         "training": {"timeout_s": settings.training_timeout_s, "nice": 0, "threads": 1},
         "promotion": {"policy": "auto"},
     }
+    if first_rows < _FEW_ROWS:
+        # A gate on so few held-out rows is inconclusive, and would end the backtest at its begin.
+        tables["recipe"]["baseline"] = "report"
     if settings.window_ms:
         tables["drift"] |= _spanning(dataset, settings.window_ms, panes)
     if settings.metric:
@@ -136,7 +149,7 @@ def tables_for(dataset: Dataset, settings: BacktestSettings) -> Tables:
         if section == "recipe.estimator":
             tables["recipe"]["estimator"] = dict(values)
         else:
-            tables[section].update(values)
+            tables.setdefault(section, {}).update(values)
     recipe = Recipe.parse(tables["recipe"])
     if first_rows < recipe.min_rows:
         raise DataError(
@@ -145,6 +158,11 @@ def tables_for(dataset: Dataset, settings: BacktestSettings) -> Tables:
         )
     tables["recipe"]["metric"] = recipe.metric
     return tables
+
+
+def period_rows(dataset: Dataset) -> int:
+    """Rows of a usual period: the median."""
+    return int(statistics.median(period.rows for period in dataset.periods))
 
 
 def pane_rows(tables: Tables) -> int:

@@ -5,7 +5,7 @@ period reaches into the next one, and what is decided after it is the next one's
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from trimtab.proto import admin_pb2
 
 from .backtest_baselines import Scores, empty_scores, metric_of
 from .backtest_data import Dataset
+from .backtest_decisions import Decision, LoopEvent, tally
 from .backtest_report import Overall, PeriodReport
 from .recipe import Metric
 from .replay import Answers
@@ -32,6 +33,8 @@ class ReplayRecord:
         self.rollback_ms: float | None = None
         self.promote_ms: float | None = None
         self._events: list[list[dict[str, Any]]] = [[] for _ in dataset.periods]
+        self.loop_events: list[LoopEvent] = []
+        self.labels_told = dataset.periods[0].stop  # rows before this one
         self._drift: dict[int, dict[str, Any]] = {}  # the worst, by the period's number
 
     def note_event(self, event: admin_pb2.Event) -> Mapping[str, Any]:
@@ -39,7 +42,7 @@ class ReplayRecord:
         number = self._period_at(event.event_time_ms)
         period = self._dataset.periods[number]
         times = self._times[period.start : period.stop]
-        noted = {
+        noted: dict[str, Any] = {
             "kind": event.kind,
             "version": event.version,
             "actor": event.actor,
@@ -47,10 +50,24 @@ class ReplayRecord:
             "time": _moment(event.event_time_ms),
             "after_rows": int(np.searchsorted(times, event.event_time_ms, side="right")),
         }
+        evidence = json.loads(event.evidence_json or "{}")
+        if event.kind in ("drift", "data_quality"):
+            noted["features"] = _named(evidence, event.kind, event.reason)
         self._events[number].append(noted)
+        self.loop_events.append(
+            LoopEvent(
+                kind=event.kind,
+                version=event.version,
+                reason=event.reason,
+                time=noted["time"],
+                row=period.start + noted["after_rows"],
+                labelled=self.labels_told,
+                time_ms=event.event_time_ms,
+            )
+        )
         # A window that made the loop promote another version is gone when it is asked for.
         drifted = event.kind in ("drift", "drift_warning")
-        for feature in json.loads(event.evidence_json)["features"] if drifted else ():
+        for feature in evidence.get("features", ()) if drifted else ():
             ks_low, ks_high = feature["ks"]
             worst = {"feature": feature["feature"], "role": feature["role"], "psi": feature["psi"]}
             worst |= {"ks_low": ks_low, "ks_high": ks_high}
@@ -86,7 +103,7 @@ class ReplayRecord:
             self._drift[number] = found
 
     def periods(
-        self, metric: Metric, frozen: Scores, retrained: Scores
+        self, metric: Metric, frozen: Scores, retrained: Scores, oracle: Scores
     ) -> tuple[PeriodReport, ...]:
         """Every replayed period."""
         dataset, managed = self._dataset, self.answers.score
@@ -106,6 +123,7 @@ class ReplayRecord:
                     metric_frozen=metric_of(metric, dataset, frozen, period),
                     metric_managed=metric_of(metric, dataset, managed, period),
                     metric_retrain_every_period=metric_of(metric, dataset, retrained, period),
+                    metric_oracle=metric_of(metric, dataset, oracle, period),
                     champion_version=champion,
                     drift=self._drift.get(number),
                     events=tuple(events),
@@ -114,7 +132,15 @@ class ReplayRecord:
             )
         return tuple(found)
 
-    def overall(self, metric: Metric, frozen: Scores, retrained: Scores, requests: int) -> Overall:
+    def overall(
+        self,
+        metric: Metric,
+        frozen: Scores,
+        retrained: Scores,
+        oracle: Scores,
+        requests: int,
+        decisions: Sequence[Decision],
+    ) -> Overall:
         """All replayed periods together."""
         dataset = self._dataset
         start, stop = dataset.periods[0].stop, dataset.frame.height
@@ -125,6 +151,7 @@ class ReplayRecord:
             metric_frozen=metric_of(metric, dataset, frozen, rows),
             metric_managed=metric_of(metric, dataset, self.answers.score, rows),
             metric_retrain_every_period=metric_of(metric, dataset, retrained, rows),
+            metric_oracle=metric_of(metric, dataset, oracle, rows),
             rows=stop - start,
             requests=requests,
             failed_requests=self.answers.failed_requests,
@@ -133,6 +160,9 @@ class ReplayRecord:
             refused=kinds.count("refused"),
             rolled_back=kinds.count("rolled_back"),
             trainings=kinds.count("training_started"),
+            drift_alarms=kinds.count("drift"),
+            data_quality_alarms=kinds.count("data_quality"),
+            verdicts=tally(decisions),
             rollback_ms=self.rollback_ms,
             promote_ms=self.promote_ms,
         )
@@ -141,6 +171,17 @@ class ReplayRecord:
         """The number of the replayed period that the time lies in."""
         number = int(np.searchsorted(self._begins, time_ms, side="right")) - 1
         return min(max(1, number), len(self._dataset.periods) - 1)
+
+
+def _named(evidence: Mapping[str, Any], kind: str, reason: str) -> list[str]:
+    """The features that an alarm is about: the evidence has others beside them."""
+    found = [
+        str(each["feature"]) for each in evidence.get("features", ()) if each.get("verdict") == kind
+    ]
+    if kind == "data_quality":  # a fault of the newest pane alone is in the reason only
+        every = [str(each["feature"]) for each in evidence.get("features", ())]
+        found += [name for name in every if name not in found and f"{name}: " in reason]
+    return found
 
 
 def _moment(time_ms: int) -> str:

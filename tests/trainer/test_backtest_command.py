@@ -73,6 +73,8 @@ def test_the_help_explains_every_option_and_why_to_shuffle() -> None:
         ["data.parquet", "--target", "y", "--time", "t", "--task", "clustering"],
         ["data.parquet", "--target", "y", "--time", "t", "--rows-per-request", "0"],
         ["data.parquet", "--target", "y", "--time", "t", "--last-period", "1"],
+        ["data.parquet", "--target", "y", "--time", "t", "--seeds", "1,two"],
+        ["data.parquet", "--target", "y", "--time", "t", "--seeds", "1,-2"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
@@ -108,6 +110,11 @@ def test_columns_may_be_repeated_or_separated_by_commas() -> None:
     assert backtest_command._columns(None) == ()
 
 
+def test_seeds_are_told_once_each_and_one_seed_is_the_default() -> None:
+    assert backtest_command._seeds("3,1,3", 7) == (3, 1)
+    assert backtest_command._seeds(None, 7) == (7,)
+
+
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "trimtab.trainer", "backtest", *map(str, arguments)]
@@ -123,7 +130,7 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 def without_timings(report: Any) -> Any:
     overall = {key: value for key, value in report["overall"].items() if not key.endswith("_ms")}
-    return {"periods": report["periods"], "overall": overall}
+    return {name: report[name] for name in ("periods", "decisions")} | {"overall": overall}
 
 
 @pytest.mark.e2e
@@ -144,6 +151,14 @@ def test_a_world_that_moves_is_noticed_and_the_service_follows(tmp_path: Path) -
     assert overall["metric_managed"] < 0.7 * overall["metric_frozen"]
     assert 0 < overall["rollback_ms"] < 10_000
     assert 0 < overall["promote_ms"] < 10_000
+    assert overall["metric_oracle"] < overall["metric_frozen"]
+    decisions = report["decisions"]
+    judged = [each["verdict"] for each in decisions if each["kind"] == "promoted"]
+    assert judged.count("right") == overall["verdicts"]["promoted"]["right"] >= 1
+    assert len(judged) == overall["promotions"]
+    found = report["environment"]["training_rows_reproduced"]
+    assert found["matching"] == found["of"] == overall["promotions"]
+    assert "</html>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     kinds = [event["kind"] for period in report["periods"] for event in period["events"]]
     assert kinds.index("drift") < kinds.index("training_started") < kinds.index("promoted")
     assert report["periods"][-1]["champion_version"] >= 2
@@ -168,12 +183,15 @@ def test_a_window_by_time_sees_it_too_and_the_same_twice(tmp_path: Path) -> None
     for setting in ("drift.window_rows=300", "drift.min_rows=100", "trigger.cooldown_s=6e5"):
         options += ["--set", setting]
     options += ["--set", "recipe.estimator.max_iter=10"]
+    options += ["--no-oracle"]
     files = [tmp_path / "one.json", tmp_path / "two.json"]
     with started(*options, "--json", files[0]) as one, started(*options, "--json", files[1]) as two:
         for process in (one, two):
             _, stderr = process.communicate(timeout=150)
             assert process.returncode == 0, stderr
+            assert "warning: The drift window has 300 rows" in stderr
     first, second = (json.loads(file.read_text()) for file in files)
+    assert first["overall"]["metric_oracle"] is None
     assert first["settings"]["policy"]["drift"]["window_s"] == 5 * 86_400
     assert first["overall"]["promotions"] >= 1
     times = [

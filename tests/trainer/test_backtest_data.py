@@ -40,7 +40,10 @@ def test_rows_come_out_in_the_order_of_time() -> None:
 def test_numbers_are_numeric_text_is_categorical_and_the_rest_is_named_and_left_out() -> None:
     data = table(
         flag=[row % 3 == 0 for row in range(ROWS)],
-        day=[datetime(2020, 1, 1).date()] * ROWS,
+        day=[datetime(2020, 1, 1 + row % 28).date() for row in range(ROWS)],
+        always=[3.0] * ROWS,
+        number=[1_000 + row for row in range(ROWS)],
+        bought=[f"{1 + row % 12:02d}/{1 + row % 28:02d}/2019" for row in range(ROWS)],
         name=[f"row {row}" for row in range(ROWS)],
         late=[None] * 100 + [1.0] * 300,
     )
@@ -49,10 +52,50 @@ def test_numbers_are_numeric_text_is_categorical_and_the_rest_is_named_and_left_
     assert dataset.categorical == ("kind",)
     left = next(note for note in dataset.notes if note.startswith("Left out"))
     assert left == (
-        "Left out: day (Date), name (text that hardly repeats), late (empty in the first period)."
+        "Left out: day (a date: its parts may be columns of their own), always (one value only), "
+        "number (another number in every row: an identifier), bought (a date), "
+        "name (text that hardly repeats), late (empty in the first period)."
     )
     assert dataset.frame.columns == ["when", "y", "x", "flag", "kind"]
     assert dataset.frame.schema["flag"] == pl.Float32
+
+
+def test_whole_numbers_of_few_values_are_codes_if_the_first_period_has_them_all() -> None:
+    shop = [row % 4 for row in range(ROWS)]
+    quarter = [row // 100 for row in range(ROWS)]
+    dataset = prepare(table(shop=shop, quarter=quarter), request())
+    assert dataset.categorical == ("kind", "shop")
+    assert dataset.numeric == ("x", "quarter")
+    assert any("Taken for codes" in note and "shop" in note for note in dataset.notes)
+
+
+def test_rows_dealt_out_over_all_times_keep_the_times_and_the_rows() -> None:
+    as_is = prepare(table(), request())
+    shuffled = prepare(table(), request(order="shuffle", seed=4))
+    assert (shuffled.times_ms == as_is.times_ms).all()
+    assert sorted(shuffled.frame["y"]) == as_is.frame["y"].to_list()
+    first = shuffled.frame["y"].slice(0, as_is.periods[0].rows)
+    assert 60 < float(first.mean()) < 140, "the first period has rows of every month"  # type: ignore[arg-type]  # it is a number
+
+
+def test_a_csv_that_nobody_prepared_is_read(tmp_path: Path) -> None:
+    lines = ["id;Datum;Preis;Größe;Ort;ja;kaputt;y"]
+    for row in range(ROWS):
+        day = f"{1 + row % 28:02d}.{1 + row * 12 // ROWS:02d}.2021"
+        gone = "?" if row % 7 == 0 else str(row % 90)
+        lines.append(
+            f"{row};{day};1.{row:03d},50;{row % 13},5;Köln{row % 3};"
+            f"{'true' if row % 2 else 'false'};{gone};{row % 40}"
+        )
+    path = tmp_path / "alt.csv"
+    path.write_bytes("\n".join(lines).encode("latin-1"))
+    dataset = load(DataRequest(path=path, target="y", time="Datum"))
+    assert dataset.numeric == ("Preis", "Größe", "ja", "kaputt")
+    assert dataset.categorical == ("Ort",)
+    assert "Datum is read as %d.%m.%Y." in dataset.notes
+    assert len(dataset.periods) == 12
+    assert dataset.frame["Preis"].max() == pytest.approx(1399.5)
+    assert dataset.frame["kaputt"].null_count() == len(range(0, ROWS, 7))
 
 
 def test_named_columns_are_taken_and_the_others_are_not() -> None:

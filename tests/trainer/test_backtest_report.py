@@ -1,5 +1,6 @@
 """The report of a backtest: JSON, table, sentences and plot, from a fixed result."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trimtab.trainer.backtest_plot import plot
+from trimtab.trainer.backtest_decisions import Decision, tally
+from trimtab.trainer.backtest_html import to_html, write_html
+from trimtab.trainer.backtest_plot import decisions_png, plot
 from trimtab.trainer.backtest_report import (
     BacktestReport,
     Overall,
@@ -16,8 +19,10 @@ from trimtab.trainer.backtest_report import (
     conclusion,
     report_table,
     shortened,
+    verdict_sentences,
     without_signal,
 )
+from trimtab.trainer.backtest_seeds import summary_of, summary_table
 
 
 def event(kind: str, version: int = 0, after_rows: int = 400) -> dict[str, Any]:
@@ -29,6 +34,37 @@ def event(kind: str, version: int = 0, after_rows: int = 400) -> dict[str, Any]:
         "time": "2013-03-04 05:06:07",
         "after_rows": after_rows,
     }
+
+
+def decision(kind: str, row: int, verdict: str, **changes: Any) -> Decision:
+    known: dict[str, Any] = {
+        "kind": kind,
+        "time": "2013-03-04 05:06:07",
+        "row": row,
+        "version": 0 if kind == "refused" else 2,
+        "against": 1,
+        "signal": "drift on temp",
+        "reason": f"why <{kind}>",
+        "judged_rows": 1_000,
+        "metric_version": 8.0,
+        "metric_against": 9.0,
+        "improvement": 1.0,
+        "low": 0.25,
+        "high": 1.75,
+        "verdict": verdict,
+        "served_rows": 500,
+        "rolled_back": False,
+    }
+    return Decision(**{**known, **changes})
+
+
+_UNKNOWN = dict.fromkeys(("metric_version", "metric_against", "improvement", "low", "high"))
+DECISIONS = (
+    decision("promoted", 400, "right"),
+    decision("refused", 900, "wrong"),
+    decision("promoted", 1_400, "wrong", rolled_back=True),
+    decision("rolled_back", 1_500, "unjudged", judged_rows=0, note="too few", **_UNKNOWN),
+)
 
 
 def make_report(
@@ -47,6 +83,7 @@ def make_report(
                 metric_frozen=10.0 + number,
                 metric_managed=8.5,
                 metric_retrain_every_period=8.0 if number else None,
+                metric_oracle=7.0,
                 champion_version=2 if number else 1,
                 drift={"feature": feature, "psi": 0.1 + 0.1 * number} if number else None,
                 events=events.get(number, ()),
@@ -60,6 +97,7 @@ def make_report(
                 "metric_frozen": 11.5,
                 "metric_managed": 8.5,
                 "metric_retrain_every_period": 8.0,
+                "metric_oracle": 7.0,
                 "rows": 4_000,
                 "requests": 63,
                 "failed_requests": 0,
@@ -68,12 +106,20 @@ def make_report(
                 "refused": 1,
                 "rolled_back": 1,
                 "trainings": 3,
+                "drift_alarms": 1,
+                "data_quality_alarms": 0,
+                "verdicts": tally(DECISIONS),
                 "rollback_ms": 3.21,
                 "promote_ms": 2.5,
                 **overall,
             }
         ),
-        environment={"python": "3.11"},
+        decisions=DECISIONS,
+        environment={
+            "python": "3.11",
+            "failures": [],
+            "training_rows_reproduced": {"matching": 2, "of": 2},
+        },
         settings={"data": "x/f.parquet", "target": "y", "policy": {"drift": {"psi": 0.2}}},
     )
 
@@ -88,13 +134,14 @@ def render(report: BacktestReport, width: int = 140) -> str:
 def test_the_json_has_the_documented_keys_and_reads_back() -> None:
     report = make_report()
     content = json.loads(report.to_json())
-    assert list(content) == ["periods", "overall", "environment", "settings"]
+    assert list(content) == ["periods", "overall", "decisions", "environment", "settings"]
     assert list(content["periods"][0]) == [
         "period",
         "rows",
         "metric_frozen",
         "metric_managed",
         "metric_retrain_every_period",
+        "metric_oracle",
         "champion_version",
         "drift",
         "events",
@@ -105,6 +152,7 @@ def test_the_json_has_the_documented_keys_and_reads_back() -> None:
         "metric_frozen",
         "metric_managed",
         "metric_retrain_every_period",
+        "metric_oracle",
         "rows",
         "requests",
         "failed_requests",
@@ -113,6 +161,9 @@ def test_the_json_has_the_documented_keys_and_reads_back() -> None:
         "refused",
         "rolled_back",
         "trainings",
+        "drift_alarms",
+        "data_quality_alarms",
+        "verdicts",
         "rollback_ms",
         "promote_ms",
     ]
@@ -140,6 +191,78 @@ def test_the_table_tells_every_period_and_every_decision_with_its_reason() -> No
         "2013-03-04 05:06:07 rolled back version 2 why rolled_back",
     ):
         assert line in decisions
+
+
+def test_the_table_has_a_verdict_for_every_decision() -> None:
+    text = [" ".join(line.split()) for line in render(make_report(), 180).splitlines()]
+    when = "2013-03-04 05:06:07"
+    better = "9.000 8.000 +1 (+0.25 to +1.75) 1,000"
+    assert f"{when} promoted 1→2 {better} useful" in text
+    assert f"{when} refused {better} wrongly refused" in text
+    assert f"{when} promoted 1→2 {better} HARMFUL, and was taken back" in text
+    assert f"{when} rolled back 1→2 – – too few not judged" in text
+
+
+def test_verdicts_are_counted_in_words() -> None:
+    assert verdict_sentences(tally(DECISIONS)) == [
+        (
+            "By the rows that followed, of 2 promotions 1 was useful, 1 harmful, 0 made no sure "
+            "difference."
+        ),
+        "By the rows that followed, of 1 refusal 0 were right, 1 wrong, 0 made no sure difference.",
+        (
+            "By the rows that followed, of 1 rollback 0 were right, 0 wrong, 0 made no sure "
+            "difference, 1 could not be judged."
+        ),
+    ]
+    assert verdict_sentences(tally(())) == []
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_shows_all(tmp_path: Path) -> None:
+    report = make_report(name="<b>{}</b>")
+    write_html(report, tmp_path / "new" / "report.html")
+    page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    for other in ("http:", "https:", "<script", "<link", "url("):
+        assert other not in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "&lt;b&gt;2&lt;/b&gt;" in page
+    assert "<b>2</b>" not in page
+    for text in ("wrongly refused", "HARMFUL, and was taken back", "why &lt;refused&gt;"):
+        assert text in page
+    assert "for 2." in page, "how many training sets were found again"
+    assert "&quot;python&quot;: &quot;3.11&quot;" in page
+
+
+def test_a_page_without_decisions_says_so() -> None:
+    report = dataclasses.replace(make_report(1), decisions=())
+    page = to_html(report)
+    assert "Nothing was decided." in page
+    assert "There were none." in page
+    assert decisions_png(report) is None
+
+
+def test_seeds_are_summed_up_with_their_spread() -> None:
+    reports = [(1, make_report(metric_managed=8.0)), (2, make_report(metric_managed=9.0))]
+    summary = summary_of(reports)
+    managed = summary.spread["metric_managed"]
+    assert (managed.mean, managed.low, managed.high) == (8.5, 8.0, 9.0)
+    assert managed.sd == pytest.approx(0.7071, abs=1e-4)
+    assert summary.spread["harmful"].mean == 1
+    content = json.loads(summary.to_json())
+    assert [run["seed"] for run in content["runs"]] == [1, 2]
+    console = Console(width=140, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(summary_table(summary))
+    lines = [line.split() for line in captured.get().splitlines()]
+    assert lines[-2][:3] == ["mean", "11.50", "8.500"]
+    assert lines[-1][:3] == ["sd", "0.000", "0.707"]
+
+
+def test_one_seed_has_no_spread_and_none_no_summary() -> None:
+    assert summary_of([(1, make_report())]).spread["metric_managed"].sd is None
+    with pytest.raises(ValueError, match="no reports"):
+        summary_of([])
 
 
 def test_a_signal_is_told_once() -> None:

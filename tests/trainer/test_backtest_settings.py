@@ -158,3 +158,15 @@ def test_a_first_period_that_is_too_short_to_train_on_is_named() -> None:
 def test_a_models_name_is_plain() -> None:
     assert model_name(Path("/data/My flights (2013).csv.gz")) == "My_flights_2013"
     assert model_name(Path("….parquet")) == "model"
+
+
+def test_a_first_model_of_few_rows_need_not_beat_a_constant_guess() -> None:
+    assert tables_for(dataset(3_000), settings())["recipe"]["baseline"] == "report"
+    assert "baseline" not in tables_for(dataset(60_000), settings())["recipe"]
+    told = settings(overrides={"recipe": {"baseline": "better"}})
+    assert tables_for(dataset(3_000), told)["recipe"]["baseline"] == "better"
+
+
+def test_a_section_that_has_no_sizes_can_be_set_too() -> None:
+    told = settings(overrides=parse_overrides(["labels.on_loss=false"]))
+    assert tables_for(dataset(3_000), told)["labels"] == {"on_loss": False}

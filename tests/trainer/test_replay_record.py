@@ -56,7 +56,7 @@ def test_events_belong_to_the_period_of_their_time() -> None:
     record.note_event(event("promoted", utc("2020-03-01 00:00:00"), version=2))
     record.note_event(event("refused", utc("2031-01-01 00:00:00")))
     record.note_event(event("promoted", utc("1999-01-01 00:00:00"), version=9))
-    periods = record.periods("mae", empty_scores(data), empty_scores(data))
+    periods = record.periods("mae", *[empty_scores(data)] * 3)
     kinds = {period.period: [noted["kind"] for noted in period.events] for period in periods}
     assert kinds == {
         "2020-02": ["training_started", "promoted"],
@@ -68,7 +68,8 @@ def test_events_belong_to_the_period_of_their_time() -> None:
     noted = periods[0].events[0]
     assert noted["time"] == "2020-02-29 23:59:59"
     assert noted["after_rows"] == periods[0].rows
-    overall = record.overall("mae", empty_scores(data), empty_scores(data), 5)
+    nothing = empty_scores(data)
+    overall = record.overall("mae", nothing, nothing, nothing, 5, ())
     assert (overall.promotions, overall.refused, overall.trainings) == (2, 1, 1)
 
 
@@ -95,10 +96,34 @@ def test_the_worst_drift_of_a_period_is_kept_also_that_of_an_event() -> None:
     warning = {**found, "psi": 0.12, "verdict": "warning"}
     when = utc("2020-04-11 00:00:00")
     record.note_event(event("drift_warning", when, version=1, features=[warning]))
-    periods = record.periods("mae", empty_scores(data), empty_scores(data))
+    periods = record.periods("mae", *[empty_scores(data)] * 3)
     worst = [(p.drift["feature"], p.drift["psi"]) if p.drift else None for p in periods]
     assert worst == [("x", 0.1), ("temp", 0.33), ("temp", 0.12), None]
     assert [p.drift["state"] for p in periods if p.drift] == ["ok", "drift", "warning"]
+
+
+def test_alarms_name_the_features_they_are_about_and_no_others() -> None:
+    data = dataset()
+    record = ReplayRecord(data)
+    drifted = {"feature": "x", "verdict": "drift", "role": "input", "psi": 0.4, "ks": [0.1, 0.2]}
+    drifted |= {"missing_rate": 0.0, "unseen_rate": 0.0}
+    calm = {**drifted, "feature": "z", "verdict": "ok"}
+    when = utc("2020-02-10 00:00:00")
+    noted = record.note_event(event("drift", when, features=[calm, drifted]))
+    assert noted["features"] == ["x"]
+    broken = event("data_quality", when, features=[calm, {**calm, "feature": "size"}])
+    broken.reason = "size: missing in 30.0% of the rows"
+    assert record.note_event(broken)["features"] == ["size"]
+
+
+def test_an_event_knows_its_row_and_which_labels_were_told() -> None:
+    data = dataset()
+    record = ReplayRecord(data)
+    record.labels_told = 90
+    record.note_event(event("training_started", utc("2020-03-01 00:00:00")))
+    (noted,) = record.loop_events
+    assert noted.row == int((data.times_ms <= noted.time_ms).sum())
+    assert noted.labelled == 90
 
 
 def test_failed_requests_are_counted_in_the_period_of_their_first_row() -> None:
@@ -106,5 +131,5 @@ def test_failed_requests_are_counted_in_the_period_of_their_first_row() -> None:
     record = ReplayRecord(data)
     record.answers.failed_starts += [data.periods[1].start, data.periods[2].start - 1]
     record.answers.failed_requests = 2
-    periods = record.periods("mae", empty_scores(data), empty_scores(data))
+    periods = record.periods("mae", *[empty_scores(data)] * 3)
     assert [period.failed_requests for period in periods] == [2, 0, 0, 0]
