@@ -80,7 +80,13 @@ def judge(figures: Figures, config: PromotionConfig, limits: Limits) -> Verdict:
     checks = (
         _errors(figures, config),
         _latency(figures, config),
-        _predictions(figures, config, no_worse=_is_no_worse(figures.labels, config)),
+        _predictions(
+            figures,
+            config,
+            no_worse=_is_no_worse(figures.labels, config),
+            labels_come=labels.outcome == "open"
+            and (limits.awaits_labels or config.labels == "required"),
+        ),
         labels,
     )
     failed = [check for check in checks if check.outcome == "fail"]
@@ -151,7 +157,9 @@ def _latency(figures: Figures, config: PromotionConfig) -> Check:
     return Check("latency", "pass", reason)
 
 
-def _predictions(figures: Figures, config: PromotionConfig, *, no_worse: bool) -> Check:
+def _predictions(
+    figures: Figures, config: PromotionConfig, *, no_worse: bool, labels_come: bool
+) -> Check:
     if not config.max_psi and not config.min_agreement:
         return Check("predictions", "not judged", "how far predictions differ is not judged")
     known = [each for each in figures.outputs if each.rows]
@@ -177,6 +185,9 @@ def _predictions(figures: Figures, config: PromotionConfig, *, no_worse: bool) -
         )
         if no_worse and not over:
             return Check("predictions", "pass", f"{far}, and labels show that it is no worse")
+        if labels_come and not over:
+            # Of two versions on either side of a change, the one that is right answers otherwise.
+            return Check("predictions", "open", f"{far}, which labels are to judge")
         over.append(far)
     if over:
         return Check("predictions", "fail", ", ".join(over))

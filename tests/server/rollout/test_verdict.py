@@ -171,3 +171,15 @@ def test_a_version_that_is_no_worse_passes_however_often_one_looks() -> None:
             verdict = judge(found.figures(), CONFIG, WHOLE)
             assert verdict.outcome in ("", "pass"), verdict
         assert verdict.outcome == "pass"
+
+
+def test_answers_that_differ_wait_for_labels_where_some_come() -> None:
+    figures = having(outputs=psi(4), labels=labels(0.0, rows=10))
+    config = PromotionConfig()
+    waiting = judge(figures, config, Limits(5_000, awaits_labels=True))
+    assert waiting.outcome == "" and "which labels are to judge" in waiting.reason
+    late = judge(figures, config, Limits(5_000, awaits_labels=True, out_of_time=True))
+    assert late.outcome == "inconclusive"
+    assert judge(figures, config, Limits(5_000)).outcome == "fail", "nothing else speaks for it"
+    better = having(outputs=psi(4), labels=labels(0.2))
+    assert judge(better, config, Limits(5_000, awaits_labels=True)).outcome == "pass"
