@@ -137,9 +137,16 @@ class DataPlane:
         refusal: Refusal,
         versions: Sequence[Version],
         refusals: Mapping[int, Refusal],
+        challenger: Version | None = None,
+        share: int = 0,
     ) -> None:
         """What requests for a model meet from now on: the version that answers those that name none
-        (or why there is none), those that can be named, and why others cannot."""
+        (or why there is none), those that can be named, and why others cannot.
+
+        With a challenger it answers those that name no version instead, of whose id XXH64, seeded
+        with the challenger's number, is below `share` modulo 10,000. An id is the client's, or the
+        one that is minted for it.
+        """
 
     def remove_route(self, model: str) -> None: ...
     def set_unknown(self, code: int, suffix: str) -> None:

@@ -165,6 +165,8 @@ cdef extern from "plane.h" namespace "trimtab" nogil:
         Route()
         shared_ptr[ServedVersion] answers
         Status refusal
+        shared_ptr[ServedVersion] challenger
+        uint32_t share
         cpp_map[int64_t, shared_ptr[ServedVersion]] versions
         cpp_map[int64_t, Status] refusals
     cdef cppclass NativePlane "trimtab::DataPlane":
@@ -502,7 +504,16 @@ cdef class DataPlane:
     def bytes_in_flight(self):
         return self._native.get().bytes_in_flight()
 
-    def set_route(self, str model not None, Version answers, refusal, versions not None, refusals not None):
+    def set_route(
+        self,
+        str model not None,
+        Version answers,
+        refusal,
+        versions not None,
+        refusals not None,
+        Version challenger = None,
+        uint32_t share = 0,
+    ):
         cdef Route route
         cdef string name = model.encode()
         cdef Version version
@@ -510,6 +521,9 @@ cdef class DataPlane:
             route.answers = answers._native
         else:
             route.refusal = _status(refusal[0], refusal[1])
+        if challenger is not None:
+            route.challenger = challenger._native
+            route.share = share
         for version in versions:
             route.versions[version.version] = version._native
         for number, (code, text) in refusals.items():

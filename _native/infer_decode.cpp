@@ -463,7 +463,7 @@ bool datatype_of(std::string_view name, Datatype& out) {
 Status read_addressee(const uint8_t* message, size_t size, Addressee& out) {
   out = {};
   wire::Fault fault;
-  parse_addressee({message, size}, out.model, out.version, fault);
+  parse_addressee({message, size}, out.model, out.version, out.id, fault);
   return fault.what ? malformed(fault, message) : Status{};
 }
 

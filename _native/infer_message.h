@@ -21,6 +21,7 @@ bool datatype_of(std::string_view name, Datatype& out);
 struct Addressee {
   std::string_view model;
   std::string_view version;  // as the client wrote it; empty: the server's choice
+  std::string_view id;       // any bytes: it is not checked here
 };
 
 // Walks the top level of the message. Not ok: it is not a ModelInferRequest.

@@ -170,13 +170,15 @@ void parse_request(Bytes message, const Schema& schema, ParsedRequest& parsed, I
 }
 
 void parse_addressee(Bytes message, std::string_view& model, std::string_view& version,
-                     wire::Fault& fault) {
+                     std::string_view& id, wire::Fault& fault) {
   Reader reader(message, fault);
   for (Field field; reader.next(field);) {
     if (field.tag == tag(1, wire::delimited)) {
       if (!read_text(reader, field, model)) return;
     } else if (field.tag == tag(2, wire::delimited)) {
       if (!read_text(reader, field, version)) return;
+    } else if (field.tag == tag(3, wire::delimited)) {
+      id = field.bytes.text();
     }
   }
 }

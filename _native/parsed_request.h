@@ -95,8 +95,8 @@ struct ParsedRequest {
 void parse_request(wire::Bytes message, const Schema& schema, ParsedRequest& parsed, InferRequest& out,
                    wire::Fault& fault);
 
-// The fields 1 and 2 of the message; meets the others on its top level only.
+// The fields 1 to 3 of the message; meets the others on its top level only. The id is not checked.
 void parse_addressee(wire::Bytes message, std::string_view& model, std::string_view& version,
-                     wire::Fault& fault);
+                     std::string_view& id, wire::Fault& fault);
 
 }  // namespace trimtab

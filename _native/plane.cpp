@@ -2,6 +2,8 @@
 
 #include <new>
 
+#include "id_hash.h"
+
 namespace trimtab {
 
 namespace {
@@ -80,7 +82,8 @@ Status DataPlane::admit(Call* call) {
   return {};
 }
 
-Status DataPlane::find(const Addressee& addressee, std::shared_ptr<ServedVersion>& version) {
+Status DataPlane::find(const Addressee& addressee, std::string& minted,
+                       std::shared_ptr<ServedVersion>& version) {
   std::shared_lock<std::shared_mutex> lock(mutex_);
   if (!refusing_.ok()) return refusing_;
   const auto found = routes_.find(addressee.model);
@@ -90,7 +93,14 @@ Status DataPlane::find(const Addressee& addressee, std::shared_ptr<ServedVersion
   const Route& route = found->second;
   if (addressee.version.empty()) {
     version = route.answers;
-    return version == nullptr ? route.refusal : Status{};
+    if (version == nullptr) return route.refusal;
+    if (route.challenger != nullptr) {
+      if (addressee.id.empty() && minted.empty()) minted = mint_id();
+      const std::string_view id = addressee.id.empty() ? minted : addressee.id;
+      const uint64_t seed = static_cast<uint64_t>(route.challenger->schema.version);
+      if (id_hash(id, seed) % SHARES < route.share) version = route.challenger;
+    }
+    return {};
   }
   int64_t number;
   if (!version_number(addressee.version, number)) {
@@ -113,14 +123,15 @@ Status DataPlane::enqueue(Call* call, bool& queued) {
   Addressee addressee;
   Status status = read_addressee(call->request, call->request_size, addressee);
   if (!status.ok()) return status;
+  std::string minted;
   for (int lookup = 0; lookup < LOOKUPS; ++lookup) {
     std::shared_ptr<ServedVersion> version;
-    status = find(addressee, version);
+    status = find(addressee, minted, version);
     if (!status.ok()) return status;
     call->work = InferRequest();
     status = decode_request(call->request, call->request_size, version->schema, call->work);
     if (!status.ok()) return status;
-    if (call->work.id.empty()) call->work.id = mint_id();
+    if (call->work.id.empty()) call->work.id = minted.empty() ? mint_id() : minted;
     // A request may shorten the model's own timeout and not lengthen it.
     int64_t timeout_us = version->limits.default_timeout_us;
     if (call->work.timeout_us && (timeout_us == 0 || call->work.timeout_us < timeout_us)) {

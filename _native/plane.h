@@ -3,6 +3,11 @@
 // Routes say which versions a model has; the lifecycle sets them, one model at a time, and a request reads
 // them under a shared lock for the length of one look-up. A version that is retired between the look-up
 // and its queue says so, and the request is looked up again: a swap fails nobody.
+//
+// A route may send a share of the requests that name no version to a challenger. The request's id alone
+// decides, so that a client that repeats an id meets the same version again, and a larger share answers
+// all that the smaller one did. The challenger's number seeds the hash: the next challenger gets another
+// sample of ids than this one.
 #pragma once
 
 #include <map>
@@ -16,10 +21,14 @@
 
 namespace trimtab {
 
+constexpr uint32_t SHARES = 10'000;
+
 // All that requests need of one model.
 struct Route {
   std::shared_ptr<ServedVersion> answers;  // those that name no version; may be null
   Status refusal;                          // why, where it is null
+  std::shared_ptr<ServedVersion> challenger;  // instead of `answers`, of some requests; may be null
+  uint32_t share = 0;                         // of these: ids whose hash modulo SHARES is below it
   std::map<int64_t, std::shared_ptr<ServedVersion>> versions;
   std::map<int64_t, Status> refusals;  // of versions that are known and do not answer
 };
@@ -45,7 +54,9 @@ class DataPlane final : public Inference {
 
  private:
   Status admit(Call* call);
-  Status find(const Addressee& addressee, std::shared_ptr<ServedVersion>& version);
+  // Mints an id where it needs one to choose and the client has none.
+  Status find(const Addressee& addressee, std::string& minted,
+              std::shared_ptr<ServedVersion>& version);
   Status enqueue(Call* call, bool& queued);
   std::string mint_id();
 

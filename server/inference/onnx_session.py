@@ -19,12 +19,18 @@ from typing import Any, Protocol
 import onnxruntime
 from numpy.typing import NDArray
 
+from trimtab.registry import model_file
+from trimtab.registry.errors import RegistryError
 from trimtab.registry.manifest import Signature, TensorSpec
 
 from .tensor import DATATYPES_OF_ONNX
 
 PLATFORM = "onnxruntime_onnx"
 _LOG_NOTHING = 4  # whatever fails is raised, and told to the caller
+
+# Files above this are looked through before onnxruntime gets them: it may read gigabytes of garbage
+# into memory before it says so (2 GiB in one string: 17 s and 3 GB).
+_LOOKED_THROUGH_BYTES = 64 << 20
 
 
 class LoadError(Exception):
@@ -50,7 +56,7 @@ class OpenedModel:
 
 
 def open_session(file: Path) -> OpenedModel:
-    """Raises LoadError. External data is taken from the file's own directory only."""
+    """Raises LoadError; OSError. External data is taken from the file's own directory only."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -61,14 +67,19 @@ def open_session(file: Path) -> OpenedModel:
     options.log_severity_level = _LOG_NOTHING
     if not file.is_file():
         raise LoadError(f"{file.name} is missing")
-    if file.stat().st_size == 0:
+    size = file.stat().st_size
+    if size == 0:
         raise LoadError(f"{file.name} is empty")
+    if size > _LOOKED_THROUGH_BYTES and (reason := _not_a_model(file)):
+        raise LoadError(reason)
+    _check_external_files(file)
     try:
         session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise LoadError(f"onnxruntime refuses {file.name}: {one_line(error)}") from error
+        reason = _not_a_model(file) or one_line(error)
+        raise LoadError(f"onnxruntime refuses {file.name}: {reason}") from error
     inputs = list(session.get_inputs())
     if not inputs:
         raise LoadError(f"{file.name} has no inputs")
@@ -95,6 +106,34 @@ def open_session(file: Path) -> OpenedModel:
         ),
         notes=notes,
     )
+
+
+def _not_a_model(file: Path) -> str:
+    """What can be said against a file without onnxruntime, and is said better; else empty."""
+    try:
+        model_file.check(file)
+    except RegistryError as error:
+        return one_line(error)
+    return ""
+
+
+def _check_external_files(file: Path) -> None:
+    """LoadError if the model keeps weights anywhere else than in or below its own directory.
+
+    onnxruntime 1.32 refuses that too, and older ones do not in every case.
+    """
+    try:
+        names = model_file.external_files(file)
+    except RegistryError:
+        return  # onnxruntime says so too
+    home = file.parent.resolve()
+    for name in names:
+        try:
+            inside = not Path(name).is_absolute() and (home / name).resolve().is_relative_to(home)
+        except (OSError, ValueError, RuntimeError):  # a loop of links, a null character
+            inside = False
+        if not inside:
+            raise LoadError(f"{file.name} keeps weights in {name!r}, outside of its own directory")
 
 
 def has_batch_dimension(

@@ -4,14 +4,14 @@
 check the files against the manifest, open the session, compare it with the manifest's signature,
 warm it up, replay the golden rows. Every failure is a `LoadError` of one sentence.
 
-Afterwards a servable never changes, except that its executor's thread alone calls `run`. Dropping
-the last reference frees the session; the lifecycle does so off the request path.
+Afterwards a servable never changes until `close`. `run` may be called by several threads at once.
+Closing it frees the session, once nothing runs any more; the lifecycle does so off the request path.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,10 @@ MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.npz"
 _PROBE_ROWS = 3
 _PROBE_TOLERANCE = 1e-3  # a batched kernel may add up in another order
+
+
+Stage = Literal["VERIFYING", "WARMING"]
+"""What a load does after it has opened the session."""
 
 
 class Servable:
@@ -69,8 +73,18 @@ class Servable:
         return f"<Servable {self.model}/{self.version}{'' if self.manifest else ' unmanaged'}>"
 
     @classmethod
-    def load(cls, directory: ModelDirectory, version: int, *, managed: bool) -> "Servable":
-        """Raises LoadError. Takes as long as the model takes; call it off the request path."""
+    def load(
+        cls,
+        directory: ModelDirectory,
+        version: int,
+        *,
+        managed: bool,
+        on_stage: Callable[[Stage], None] = lambda _: None,
+    ) -> "Servable":
+        """Raises LoadError. Takes as long as the model takes; call it off the request path.
+
+        `on_stage` is told what it begins to do.
+        """
         path = directory.version_path(version)
         if not path.is_dir():
             raise LoadError(f"directory {path.name} is missing")
@@ -84,6 +98,7 @@ class Servable:
             opened = open_session(path / MODEL_FILE)
         except OSError as error:
             raise LoadError(f"{MODEL_FILE} cannot be read: {error}") from error
+        on_stage("VERIFYING")
         signature = opened.signature
         if manifest is not None:
             signature = _agreed_signature(opened.signature, manifest.signature)
@@ -101,6 +116,7 @@ class Servable:
         if manifest is not None and golden.FILE_NAME in manifest.files:
             rows = golden.load(path / golden.FILE_NAME, signature)
             servable._replay(rows)
+        on_stage("WARMING")
         servable._warm_up(opened, rows)
         for note in servable.notes:
             _logger.warning("%r: %s", servable, note)
@@ -121,20 +137,22 @@ class Servable:
         return file if file.is_file() else None
 
     def close(self) -> None:
-        """Frees the session. Nothing may be running, and nothing can run any more."""
+        """Frees the session as soon as nothing is running. Nothing can run any more."""
         self._session = None
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         """Computes the named outputs, in that order.
 
-        Raises InvalidRequestError (a string is not UTF-8) or ModelExecutionError.
+        Raises InvalidRequestError (a string is not UTF-8) or ModelExecutionError (also if the version
+        was unloaded).
         """
         feed = {}
         for name, tensor in inputs.items():
             data = tensor.data
             feed[name] = self._strings(name, tensor) if isinstance(data, bytes) else data
         session = self._session
-        assert session is not None, "a closed servable was run"
+        if session is None:
+            raise ModelExecutionError(f"model '{self.model}' version {self.version} was unloaded")
         try:
             values = session.run(outputs, feed)
             return {

@@ -4,7 +4,10 @@ import ctypes
 import logging
 from collections.abc import Callable
 
+from trimtab.registry import signing
 from trimtab.registry.directory import ModelDirectory
+from trimtab.registry.errors import RegistryError
+from trimtab.registry.signing import TrustedKeys
 
 from ..config import BatchingConfig
 from ..inference.executor import Executor
@@ -13,6 +16,7 @@ from ..inference.onnx_session import LoadError, one_line
 from ..inference.servable import Servable
 from . import model_config
 from .model_config import ModelConfigFile
+from .version_plan import VersionState
 
 _logger = logging.getLogger(__name__)
 
@@ -31,25 +35,40 @@ class VersionLoader:
         load: Callable[..., Servable] = Servable.load,
         *,
         mirror_contents: bool = False,
+        trusted_keys: TrustedKeys | None = None,
     ) -> None:
+        """With `trusted_keys`, a version is loaded only if it is signed by one of them."""
         self._batching = batching
         self._tap_factory = tap_factory
         self._load = load
         self._mirror_contents = mirror_contents
+        self._trusted_keys = trusted_keys
         self._told: dict[str, str] = {}  # what was said about each model's config.pbtxt
 
     def load(
-        self, directory: ModelDirectory, version: int, given: ModelConfigFile | None = None
+        self,
+        directory: ModelDirectory,
+        version: int,
+        given: ModelConfigFile | None = None,
+        enter: Callable[[VersionState], None] = lambda _: None,
     ) -> Executor:
         """A started executor of the version; what is `given` stands in place of config.pbtxt.
 
-        Raises LoadError, whatever went wrong.
+        `enter` is told of each state on the way. Raises LoadError, whatever went wrong.
         """
         try:
+            if self._trusted_keys is not None:
+                path = directory.version_path(version)
+                signing.verify(path, self._trusted_keys, directory.name)
             managed = directory.is_managed()
             config = given or model_config.read(directory.path)
             self._tell(directory.name, config, managed)
-            servable = self._load(directory, version, managed=managed)
+            servable = self._load(
+                directory,
+                version,
+                managed=managed,
+                on_stage=lambda stage: enter(VersionState[stage]),
+            )
             if reason := model_config.mismatch(config, servable.signature):
                 servable.close()
                 raise LoadError(reason)
@@ -64,6 +83,8 @@ class VersionLoader:
             executor.start()
         except LoadError:
             raise
+        except RegistryError as error:
+            raise LoadError(one_line(error)) from error
         except Exception as error:
             _logger.exception("model '%s' version %d: loading failed", directory.name, version)
             raise LoadError(f"loading failed: {one_line(error)}") from error

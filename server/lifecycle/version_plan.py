@@ -6,7 +6,7 @@ process need no code of their own.
 """
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from trimtab.registry.state import State
@@ -14,16 +14,40 @@ from trimtab.registry.state import State
 from ..inference.statistics import VersionStatistics
 
 
-# UNLOADED -> LOADING -> READY -> UNLOADED
-#             LOADING -> FAILED -> LOADING   (its files changed, or an operator asks for it)
-# UNLOADED -> FAILED                         (its files are broken: no need to load it to know)
-# FAILED   -> UNLOADED                       (repaired, and not wanted)
-# A version that is READY stays so while its changed files are loaded or if they are refused.
 class VersionState(enum.Enum):
+    """What becomes of a version; see TRANSITIONS."""
+
     UNLOADED = "UNLOADED"
-    LOADING = "LOADING"
+    LOADING = "LOADING"  # its files are compared with their hashes, its session is made
+    VERIFYING = "VERIFYING"  # its signature is compared, its golden rows are replayed
+    WARMING = "WARMING"
     READY = "READY"
+    DRAINING = "DRAINING"  # takes no more requests, and computes those that it has
     FAILED = "FAILED"
+
+    @property
+    def on_the_way(self) -> bool:
+        """It will be READY soon, if nothing fails."""
+        return self in (VersionState.LOADING, VersionState.VERIFYING, VersionState.WARMING)
+
+
+_S = VersionState
+
+# A version that is READY stays so while its changed files are loaded or if they are refused.
+TRANSITIONS: Mapping[VersionState, frozenset[VersionState]] = {
+    # FAILED at once: its files are broken, no need to load it to know.
+    _S.UNLOADED: frozenset({_S.LOADING, _S.FAILED}),
+    _S.LOADING: frozenset({_S.VERIFYING, _S.FAILED}),
+    _S.VERIFYING: frozenset({_S.WARMING, _S.FAILED}),
+    # DRAINING at once: an operator unloaded the model meanwhile.
+    _S.WARMING: frozenset({_S.READY, _S.FAILED, _S.DRAINING}),
+    _S.READY: frozenset({_S.DRAINING}),
+    # READY: wanted again before it was gone. FAILED: its files had been changed and are refused.
+    _S.DRAINING: frozenset({_S.UNLOADED, _S.READY, _S.FAILED}),
+    # LOADING: its files changed, or it is time to try again, or somebody asks for it.
+    # UNLOADED: repaired and not wanted, or an operator unloaded the model.
+    _S.FAILED: frozenset({_S.LOADING, _S.UNLOADED}),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +63,14 @@ class VersionStatus:
 
 
 @dataclass(frozen=True)
+class Split:
+    """A challenger answers a share of the requests that name no version."""
+
+    version: int
+    share: float  # 0 to 1
+
+
+@dataclass(frozen=True)
 class ModelStatus:
     """One model directory."""
 
@@ -50,6 +82,7 @@ class ModelStatus:
     serving: int | None  # answers requests that name no version
     versions: tuple[VersionStatus, ...]  # ascending
     reason: str  # why nothing of it can be served
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +109,7 @@ class Have:
     """What the lifecycle has of the model."""
 
     ready: Collection[int]
-    failed: Collection[int]  # refused, and their files are the same as then
+    failed: Collection[int]  # refused, and not to be tried again now
     stale: Collection[int] = ()  # ready, but their files changed since
     serving: int | None = None
 
@@ -91,8 +124,8 @@ class Plan:
     retire: tuple[int, ...]
 
 
-def plan(disk: OnDisk, have: Have, pinned: Collection[int] = (), *, unloaded: bool = False) -> Plan:
-    """`pinned` versions are about to be promoted: they stay whatever the rest says. `unloaded`: an
+def plan(disk: OnDisk, have: Have, held: Collection[int] = (), *, unloaded: bool = False) -> Plan:
+    """`held` versions are needed by somebody: they stay whatever the rest says. `unloaded`: an
     operator wants nothing of the model to answer."""
     if disk.managed:
         champion = disk.state.champion
@@ -113,7 +146,7 @@ def plan(disk: OnDisk, have: Have, pinned: Collection[int] = (), *, unloaded: bo
         wanted += [version for version in disk.extra if version in disk.versions]
     if unloaded:
         wanted = []
-    wanted = list(dict.fromkeys([*wanted, *pinned]))
+    wanted = list(dict.fromkeys([*wanted, *held]))
     serve = None if unloaded else _serving(champion, wanted, have)
     load = [
         version

@@ -97,7 +97,7 @@ def test_a_stop_does_not_wait_for_who_waits_for_a_loop_to_settle(tmp_path: Path)
         listening = await served.start()
         async with grpc.aio.insecure_channel(listening.admin) as channel:
             settling = unary(channel, SETTLE)(never.SerializeToString())
-            while not served._admin._settling:
+            while not served._admin.waiting:
                 await asyncio.sleep(0)
             began = time.monotonic()
             await served.stop()

@@ -38,7 +38,8 @@ void field(std::string& to, int number, const std::string& payload) {
 }
 
 // `rows` rows of `width` times `value`; every fourth names a width that makes a group of its own.
-std::string request_of(float value, int64_t rows, int64_t width, const std::string& version) {
+std::string request_of(float value, int64_t rows, int64_t width, const std::string& version,
+                       const std::string& id) {
   std::string shape, input, message;
   varint(shape, rows);
   varint(shape, width);
@@ -47,6 +48,7 @@ std::string request_of(float value, int64_t rows, int64_t width, const std::stri
   field(input, 3, shape);
   field(message, 1, "m");
   if (!version.empty()) field(message, 2, version);
+  if (!id.empty()) field(message, 3, id);
   field(message, 5, input);
   std::string raw(rows * width * sizeof(float), '\0');
   for (int64_t index = 0; index < rows * width; ++index) {
@@ -167,7 +169,8 @@ void send(DataPlane& plane, std::atomic<bool>& stop, unsigned seed) {
     const float value = static_cast<float>(random() % 1000);
     std::string bytes =
         request_of(value, 1 + random() % 5, random() % 4 ? 3 : 1 + random() % 7,
-                   random() % 8 ? "" : std::to_string(1 + random() % 9));
+                   random() % 8 ? "" : std::to_string(1 + random() % 9),
+                   random() % 2 ? "" : std::string(1 + random() % 70, 'a') + std::to_string(random()));
     const bool damaged = random() % 16 == 0;
     if (damaged && random() % 2) bytes.resize(1 + random() % bytes.size());
     if (damaged) bytes[random() % bytes.size()] ^= 1 << random() % 8;
@@ -217,6 +220,11 @@ int main(int argc, char** argv) {
       Route route;
       route.answers = next->version;
       route.versions[number] = next->version;
+      // The version on its way out is a challenger for a while, as long as its queue takes calls.
+      if (current && random() % 2) {
+        route.challenger = current->version;
+        route.share = random() % (SHARES + 1);
+      }
       if (current) route.versions[current->version->schema.version] = current->version;
       if (random() % 16 == 0) plane.remove_route("m");
       plane.set_route("m", std::move(route));

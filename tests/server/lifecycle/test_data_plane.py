@@ -1,9 +1,15 @@
 """Routes: which version a request meets, and what it is told where none answers."""
 
+import asyncio
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from tests import models
 from tests.fakes import FakeSession, fake_servable
+from tests.live import infer_request as live_request
+from tests.live import live_server
 from tests.plane import Refused, Requests, infer_request
 from trimtab._native.data_plane import DataPlane, Version
 from trimtab.server.config import BatchingConfig
@@ -141,3 +147,168 @@ def test_minted_ids_are_unique_and_begin_with_the_prefix() -> None:
     assert ids == [f"p-{number:x}" for number in range(1, 41)]
     assert requests.send(id="mine").reply().id == "mine"
     it.close()
+
+
+# -- a challenger's share
+
+
+def xxh64(data: bytes, seed: int) -> int:
+    """The published algorithm, word by word."""
+    p1, p2, p3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
+    p4, p5 = 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
+    mask = (1 << 64) - 1
+
+    def rotate(value: int, bits: int) -> int:
+        return (value << bits | value >> (64 - bits)) & mask
+
+    def mix(lane: int, word: int) -> int:
+        return rotate((lane + word * p2) & mask, 31) * p1 & mask
+
+    at = 0
+    if len(data) >= 32:
+        lanes = [each & mask for each in (seed + p1 + p2, seed + p2, seed, seed - p1)]
+        while len(data) - at >= 32:
+            for lane in range(4):
+                lanes[lane] = mix(lanes[lane], int.from_bytes(data[at : at + 8], "little"))
+                at += 8
+        turns = zip(lanes, (1, 7, 12, 18), strict=True)
+        hash = sum(rotate(lane, bits) for lane, bits in turns) & mask
+        for lane in lanes:
+            hash = ((hash ^ mix(0, lane)) * p1 + p4) & mask
+    else:
+        hash = seed + p5 & mask
+    hash = hash + len(data) & mask
+    while len(data) - at >= 8:
+        hash ^= mix(0, int.from_bytes(data[at : at + 8], "little"))
+        hash = (rotate(hash, 27) * p1 + p4) & mask
+        at += 8
+    if len(data) - at >= 4:
+        hash ^= int.from_bytes(data[at : at + 4], "little") * p1 & mask
+        hash = (rotate(hash, 23) * p2 + p3) & mask
+        at += 4
+    for byte in data[at:]:
+        hash = rotate(hash ^ byte * p5 & mask, 11) * p1 & mask
+    hash = (hash ^ hash >> 33) * p2 & mask
+    hash = (hash ^ hash >> 29) * p3 & mask
+    return hash ^ hash >> 32
+
+
+def challenged(plane: DataPlane, one: Executor, two: Executor, share: int) -> None:
+    plane.set_route("m", one.version, (0, ""), [one.version, two.version], {}, two.version, share)
+
+
+def test_the_hash_is_the_published_one() -> None:
+    """Its test vectors; xxhash.xxh64 of Python's package gives the same."""
+    assert xxh64(b"", 0) == 0xEF46DB3751D8E999
+    assert xxh64(b"a", 0) == 0xD24EC4F1A98C6E5B
+    assert xxh64(b"abc", 0) == 0x44BC2CF5AD770999
+    assert xxh64(b"Nobody inspects the spammish repetition", 0) == 0xFBCEA83C8A378BF1
+
+
+def test_the_id_decides_which_version_answers_and_both_versions_numbers_are_their_own() -> None:
+    one, two = executor(1), executor(2)
+    plane = DataPlane("p")
+    share = 2500
+    challenged(plane, one, two, share)
+    requests = Requests(plane)
+    random = np.random.default_rng(0)
+    letters = np.array(list("abcdefgh-0123456789é"))
+    ids = ["".join(random.choice(letters, length)) for length in random.integers(1, 80, 2000)]
+    sent = [(id, requests.send([1.0], id=id)) for id in ids]
+    for id, call in sent:
+        reply = call.reply()
+        expected = 2 if xxh64(id.encode(), 2) % 10_000 < share else 1
+        assert (reply.id, reply.model_version) == (id, str(expected))
+        assert call.values() == [float(expected)]
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("share", [0, 1, 100, 5000, 9999, 10_000])
+def test_requests_without_an_id_are_divided_by_the_one_that_is_minted(share: int) -> None:
+    one, two = executor(1), executor(2)
+    plane = DataPlane("p")
+    challenged(plane, one, two, share)
+    requests = Requests(plane)
+    calls = 3000
+    replies = [call.reply() for call in [requests.send() for _ in range(calls)]]
+    assert len({reply.id for reply in replies}) == calls
+    for reply in replies:
+        expected = 2 if xxh64(reply.id.encode(), 2) % 10_000 < share else 1
+        assert reply.model_version == str(expected)
+    met = sum(reply.model_version == "2" for reply in replies)
+    p = share / 10_000
+    assert abs(met - calls * p) <= 5 * np.sqrt(calls * p * (1 - p)), (
+        "within five standard deviations"
+    )
+    one.close()
+    two.close()
+
+
+def test_another_challenger_meets_another_sample_of_ids() -> None:
+    one, two, three = executor(1), executor(2), executor(3)
+    plane = DataPlane("p")
+    requests = Requests(plane)
+    met = []
+    for other in (two, three):
+        challenged(plane, one, other, 5000)
+        sent = [requests.send(id=f"id{number}") for number in range(1000)]
+        met.append([call.reply().model_version != "1" for call in sent])
+    both = sum(first and second for first, second in zip(*met, strict=True))
+    assert 170 <= both <= 330, "a quarter, not a half"
+    for each in (one, two, three):
+        each.close()
+
+
+def test_a_challenger_that_was_retired_leaves_its_share_to_the_next_route() -> None:
+    one, two, three = executor(1), executor(2), executor(3)
+    plane = DataPlane("p")
+    challenged(plane, one, two, 10_000)
+    requests = Requests(plane)
+    two.close()
+    with pytest.raises(Refused, match="is being replaced over and over"):
+        requests.send().reply()
+    challenged(plane, one, three, 10_000)
+    assert requests.send().reply().model_version == "3"
+    route(plane, one.version, one.version)
+    assert requests.send().reply().model_version == "1"
+    for each in (one, three):
+        each.close()
+
+
+def test_ids_of_the_wrong_form_are_refused_whichever_version_they_would_meet() -> None:
+    one, two = executor(1), executor(2)
+    plane = DataPlane("p")
+    challenged(plane, one, two, 5000)
+    requests = Requests(plane)
+    for length in range(257, 280):
+        code, text = refusal(requests, id="x" * length)
+        assert (code, text) == (
+            INVALID,
+            f"the id of {length} characters exceeds the limit of 256",
+        )
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("frontend", ["native", "portable"])
+def test_both_frontends_divide_requests_alike(frontend: str, tmp_path: Path) -> None:
+    if frontend == "native":
+        pytest.importorskip("trimtab._native.grpc_frontend")
+    for factor in (1.0, 2.0):
+        models.publish(tmp_path, "m", models.scaled(factor))
+
+    async def ask() -> None:
+        async with live_server(tmp_path, frontend=frontend) as server:
+            with await asyncio.to_thread(server.manager.hold, "m", 2):
+                await asyncio.to_thread(server.manager.split, "m", 2, 0.5)
+                x = np.array([[3.0, 3.0]], np.float32)
+                for number in range(40):
+                    id = f"id{number}"
+                    reply = await server.client.infer(live_request("m", {"x": x}, id=id))
+                    expected = 2 if xxh64(id.encode(), 2) % 10_000 < 5000 else 1
+                    assert reply.model_version == str(expected)
+                    (y, *_) = np.frombuffer(reply.raw_output_contents[0], np.float32)
+                    assert y == 3.0 * expected
+
+    asyncio.run(ask())

@@ -3,7 +3,6 @@
 import fcntl
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,103 +10,18 @@ from typing import Any
 import pytest
 
 from tests import models
+from tests.lifecycle_world import World
 from tests.plane import Refused, Requests
 from trimtab.registry import durable
-from trimtab.registry.directory import ModelDirectory, Registry
-from trimtab.registry.state import State
-from trimtab.server.config import BatchingConfig, ListenConfig, ServerConfig
+from trimtab.registry.directory import ModelDirectory
 from trimtab.server.errors import (
     InvalidRequestError,
     NotFoundError,
     PreconditionError,
     UnavailableError,
 )
-from trimtab.server.inference.observation import ObservedBatch
 from trimtab.server.inference.servable import Servable
-from trimtab.server.lifecycle.model_manager import ModelManager
 from trimtab.server.lifecycle.version_plan import VersionState
-
-
-class World:
-    """A manager over a real registry, which remembers what it was told."""
-
-    def __init__(self, models_dir: Path) -> None:
-        self.models_dir = models_dir
-        self.directory = ModelDirectory(models_dir / "m")
-        self.events: list[tuple[str, str, int, str]] = []
-        self.champions: list[tuple[str, int | None]] = []
-        self.observed: list[ObservedBatch] = []
-        self.loading: Callable[[int], None] = lambda version: None
-        self.told = threading.Condition()
-        self.manager = self.make()
-
-    def make(self, *, watch: bool = False) -> ModelManager:
-        return ModelManager(
-            Registry(self.models_dir),
-            ServerConfig(
-                self.models_dir,
-                server=ListenConfig(watch=watch),
-                batching=BatchingConfig(max_batch_rows=8),
-            ),
-            tap_factory=lambda servable: self.observed.append,
-            on_champion_changed=self._champion,
-            on_event=self._event,
-            load=self._load,
-        )
-
-    def _load(self, directory: ModelDirectory, version: int, *, managed: bool) -> Servable:
-        self.loading(version)
-        return Servable.load(directory, version, managed=managed)
-
-    def _event(
-        self, kind: str, model: str, version: int, reason: str, evidence: Mapping[str, Any]
-    ) -> None:
-        with self.told:
-            self.events.append((kind, model, version, reason))
-            self.told.notify_all()
-
-    def _champion(self, model: str, servable: Servable | None) -> None:
-        self.champions.append((model, servable.version if servable else None))
-
-    def wait_for(self, kind: str, version: int) -> None:
-        with self.told:
-            assert self.told.wait_for(
-                lambda: any(e[0] == kind and e[2] == version for e in self.events), 30
-            ), self.events
-
-    def publish(self, factor: float, **options: Any) -> int:
-        return models.publish(self.models_dir, "m", models.scaled(factor), **options)
-
-    def follow(self) -> None:
-        self.manager.reconcile("m").result(30)
-
-    def predict(self, version: str = "") -> float:
-        self.manager.resolve("m", version)
-        return Requests(self.manager.plane).send([1.0], version=version).values()[0]
-
-    def states(self, model: str = "m") -> dict[int, VersionState]:
-        status = self.manager.status(model)
-        assert status is not None
-        return {each.version: each.state for each in status.versions}
-
-    def reason(self, version: int) -> str:
-        status = self.manager.status("m")
-        assert status is not None
-        return next(each.reason for each in status.versions if each.version == version)
-
-    def promote(self, version: int, **options: Any) -> Any:
-        return self.manager.promote("m", version, actor="ana", reason="better", **options)
-
-    def rollback(self, **options: Any) -> Any:
-        return self.manager.rollback("m", actor="ana", reason="worse", **options)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.manager.stop(grace_s=10)
-
 
 READY, UNLOADED, FAILED = VersionState.READY, VersionState.UNLOADED, VersionState.FAILED
 
@@ -591,7 +505,8 @@ def test_a_rollback_that_is_outrun_goes_back_to_what_is_then_the_previous_one(
         return rolled_back(directory, **rest)
 
     monkeypatch.setattr(ModelDirectory, "rollback", late)
-    assert world.rollback().state == State(4, champion=2, previous=3)
+    state = world.rollback().state
+    assert (state.revision, state.champion, state.previous) == (4, 2, 3)
     outrun.append(world.directory.promote)
     with pytest.raises(PreconditionError, match="at revision 5, not at the expected 4"):
         world.rollback(expected_revision=4)
@@ -667,10 +582,10 @@ def test_a_callback_that_fails_does_not_stop_a_promotion(
     world.publish(2.0)
     world.manager.start()
 
-    def failing(model: str, servable: Servable | None) -> None:
+    def failing(servable: Servable | None) -> None:
         raise RuntimeError("monitor")
 
-    world.manager._on_champion_changed = failing
+    world.on_champion = failing
     world.promote(2)
     assert world.predict() == 2.0
     assert "following its new champion failed" in caplog.text
@@ -682,7 +597,7 @@ def test_a_tap_that_cannot_be_made_leaves_the_model_served(
     def failing(servable: Servable) -> None:
         raise OSError("no space")
 
-    world.manager._versions._tap_factory = failing
+    world.manager._follower._versions._tap_factory = failing
     world.publish(1.0)
     world.manager.start()
     assert world.predict() == 1.0

@@ -63,8 +63,8 @@ def test_without_a_champion_nothing_answers() -> None:
     assert (decided.load, decided.serve) == ((), None)
 
 
-def test_a_pinned_version_stays() -> None:
-    assert plan(managed(3, 2), have(ready={3, 2, 4}, serving=3), pinned=[4]).retire == ()
+def test_a_held_version_stays() -> None:
+    assert plan(managed(3, 2), have(ready={3, 2, 4}, serving=3), held=[4]).retire == ()
 
 
 def test_the_highest_unmanaged_version_answers() -> None:
@@ -182,6 +182,6 @@ def test_of_an_unloaded_model_nothing_is_loaded_and_nothing_answers(disk: OnDisk
     assert decided.retire == (2, 3)
 
 
-def test_a_version_about_to_be_promoted_stays_loaded_and_silent_in_an_unloaded_model() -> None:
-    decided = plan(managed(3, 2), have(ready={4}), pinned=[4], unloaded=True)
+def test_a_held_version_stays_loaded_and_silent_in_an_unloaded_model() -> None:
+    decided = plan(managed(3, 2), have(ready={4}), held=[4], unloaded=True)
     assert (decided.serve, decided.retire) == (None, ())
