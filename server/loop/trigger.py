@@ -5,8 +5,9 @@
             AND enough mature labels AND cooldown over AND budget left
 
 Drift means the state after hysteresis (drift_state.py), so a single odd window is no signal, and a
-feature that broke is none either. Labels that show a loss of quality are a signal of their own; while
-a feature is broken that explains it, and a training would learn the fault, so it waits. Everything here is a value: the clock is the loop's (event time
+feature that broke is none either. Labels that show a loss of quality are a signal of their own. While a
+feature is broken every signal waits but an operator's: the fault may explain it, and a training would
+learn it. Everything here is a value: the clock is the loop's (event time
 where requests carry it), and the reason says in words and numbers what was decided. Decisions are
 re-made at every pane, label and tick, so nothing needs to be remembered between them.
 """
@@ -67,8 +68,10 @@ def decide(snapshot: TriggerSnapshot, config: TriggerConfig) -> TriggerDecision:
         hurdles = [("running", "a training is running")] if snapshot.running else []
     else:
         hurdles = _hurdles(snapshot, config)
-        if signal == "quality" and snapshot.broken:
-            hurdles.append(("broken", f"a fault of {snapshot.broken} may be why"))
+        if snapshot.broken:
+            hurdles.append(
+                ("broken", f"a training would learn what is wrong with {snapshot.broken}")
+            )
     reason = "; ".join([why, *(text for _, text in hurdles)])
     return TriggerDecision(
         train=not hurdles,

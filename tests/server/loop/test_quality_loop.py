@@ -82,4 +82,4 @@ def test_a_loss_of_quality_beside_a_broken_feature_waits(world: LabelledWorld) -
     assert {"quality", "data_quality"} <= set(world.kinds)
     world.trainer.children.clear()
     world.tick()
-    assert "a fault of wind may be why" in world.last("waiting").reason
+    assert "a training would learn what is wrong with wind" in world.last("waiting").reason

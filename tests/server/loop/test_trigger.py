@@ -94,13 +94,14 @@ def test_drift_and_a_loss_of_quality_are_told_together() -> None:
     assert decision.reason.startswith("drift on temp (PSI 0.31); loss of quality: absolute error")
 
 
-def test_a_loss_of_quality_that_a_broken_feature_explains_is_not_trained_on() -> None:
+def test_nothing_but_an_operator_starts_a_training_while_a_feature_is_broken() -> None:
     broken = dataclasses.replace(LOST, broken="temp, wind")
     decision = decide(broken, CONFIG)
     assert not decision.train and decision.lacking == ("broken",)
-    assert decision.reason.endswith("; a fault of temp, wind may be why")
+    assert decision.reason.endswith("; a training would learn what is wrong with temp, wind")
     assert decide(dataclasses.replace(broken, requested="now"), CONFIG).train
-    assert decide(dataclasses.replace(broken, drift="drift"), CONFIG).train
+    assert decide(dataclasses.replace(broken, drift="drift"), CONFIG).lacking == ("broken",)
+    assert decide(dataclasses.replace(broken, drift="drift", broken=""), CONFIG).train
 
 
 @pytest.mark.parametrize(
