@@ -79,6 +79,13 @@ class Ledger:
             breaks.append(ChainBreak(0, f"entry {sequence} is another one in {STATE_NAME}"))
         return History(entries, tuple(breaks))
 
+    def since(self, sequence: int) -> list[HistoryEntry]:
+        """The entries after that one. InvalidStateError; OSError."""
+        latest = (self.read() or StoredState()).entries
+        entries = self._history_file.since(sequence)
+        last = entries[-1].sequence if entries else sequence
+        return entries + [entry for entry in latest if entry.sequence > last]
+
     def find(self, kind: str, version: int) -> HistoryEntry | None:
         """The first such entry, without reading all the others; None also if nothing can be read."""
         with contextlib.suppress(InvalidStateError, OSError):

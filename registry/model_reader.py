@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import staging, version_files
 from .errors import InvalidVersionError, VersionNotFoundError
-from .history import History
+from .history import History, HistoryEntry
 from .ledger import Ledger
 from .manifest import MANIFEST_NAME, Manifest
 from .state import STATE_NAME, State, StoredState
@@ -117,6 +117,11 @@ class ModelReader:
     def history(self) -> History:
         """All that happened. Reads the whole file: some 25 µs an entry."""
         return self._ledger.history()
+
+    def history_since(self, sequence: int) -> list[HistoryEntry]:
+        """The entries after the one with that number; costs as much as they do, however long the
+        history is. Their chain is not checked. InvalidStateError."""
+        return self._ledger.since(sequence)
 
     def _has_manifest(self, version: int) -> bool:
         try:

@@ -11,6 +11,7 @@ them, a pane's. Where neighbouring panes differ more than independent rows would
 rows count for fewer (`effective`). The control loop's thread alone.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -173,8 +174,12 @@ def _evidence(
     )
 
 
-def _groups_of(profile: ReferenceProfile) -> list[list[EvidenceGroups]]:
-    return [[evidence_groups(feature) for feature in each.features] for each in profile.tensors]
+@functools.lru_cache(maxsize=16)
+def _groups_of(profile: ReferenceProfile) -> tuple[tuple[EvidenceGroups, ...], ...]:
+    """Made once per profile: a version may become champion many times."""
+    return tuple(
+        tuple(evidence_groups(feature) for feature in each.features) for each in profile.tensors
+    )
 
 
 def _features_of(profile: ReferenceProfile) -> Iterator[tuple[Key, object]]:

@@ -50,7 +50,7 @@ from .drift_report import WindowSnapshot
 from .feature_faults import TensorCounts
 from .row_columns import names_of, width_of
 from .thinning import thinned
-from .yardstick import Yardstick
+from .yardstick import Yardstick, yardstick_of
 
 MAX_FEATURES = 4096  # of one tensor that has no reference: a wider one is no table
 _MAX_BOOTSTRAP_BYTES = 64 * 1024 * 1024
@@ -131,7 +131,7 @@ class DriftMonitor:
         if reference is None:
             return None
         if self._yardstick is None:
-            self._yardstick = Yardstick(reference)  # two threads may make two: they are equal
+            self._yardstick = yardstick_of(reference)
         return self._yardstick
 
     @property

@@ -6,6 +6,7 @@ missing values are a group of their own. PSI is computed over these groups, a re
 a reason names those that moved most. Immutable, so any thread may use one.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,12 @@ class TensorYardstick:
             upper=[feature.maximum for feature in numeric] or None,
             scale=[feature.std for feature in numeric] or None,
         )
+
+
+@functools.lru_cache(maxsize=16)
+def yardstick_of(profile: ReferenceProfile) -> "Yardstick":
+    """The profile's yardstick, made once: a version may become champion many times."""
+    return Yardstick(profile)
 
 
 class Yardstick:

@@ -127,7 +127,9 @@ class ModelContext:
         if stamp == self._history_stamp:
             return
         self._history_stamp = stamp
-        entries = self.directory.history().entries
+        entries = tuple(self.directory.history_since(self._told - 1))
+        if not entries:  # a shorter one: another model in its place
+            entries = self.directory.history().entries
         if entries and entries[-1].sequence < self._told:  # another model in its place
             self._told = 0
             self._bus.follow(self.name, ())

@@ -130,9 +130,9 @@ class RolloutDesk:
     def champion_changed(self) -> None:
         """Another version answers, or none, or the first one since the server started."""
         context = self._context
-        entries = context.directory.history().entries
         seen = self._past.change.sequence if self._past.change is not None else 0
-        change = RolloutPast.of(entries).change
+        entries = context.directory.history_since(seen)
+        change = RolloutPast.of(entries).change or self._past.change
         came = change is not None and change.sequence > seen
         if came and change is not None:
             self._past = replace(self._past.after(change))

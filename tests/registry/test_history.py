@@ -45,8 +45,20 @@ def test_what_was_appended_is_read_back_and_the_chain_holds(file: HistoryFile) -
     assert check_chain(file.read()) == []
 
 
+@pytest.mark.parametrize("length", [0, 1, 40])
+def test_what_came_since_is_read_from_the_end(file: HistoryFile, path: Path, length: int) -> None:
+    entries = chain(length, reason="r" * 500)
+    file.append(entries)
+    for sequence in (-1, 0, 1, length // 2, length - 1, length, length + 5):
+        assert file.since(sequence) == [each for each in entries if each.sequence > sequence]
+    with path.open("ab") as torn:
+        torn.write(b'{"actor":"a')
+    assert file.since(length // 2) == [each for each in entries if each.sequence > length // 2]
+
+
 def test_a_history_that_is_not_there_is_empty(file: HistoryFile) -> None:
     assert file.read() == []
+    assert file.since(0) == []
     assert file.repair() == (None, 0)
 
 
