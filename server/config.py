@@ -205,10 +205,10 @@ class LabelsConfig:
 
     watch: bool = _setting(True, "hold labels against what was answered")
     remember_rows: int = _setting(
-        1_000_000, "answered rows that wait for their labels; older ones are forgotten", low=1_000,
+        500_000, "answered rows that wait for their labels; older ones are forgotten", low=1_000,
         high=2**30,
     )  # fmt: skip
-    remember_mb: int = _setting(256, "MiB that these may take", low=1)
+    remember_mb: int = _setting(64, "MiB that these may take", low=1)
     remember_share: float = _setting(
         1.0, "share of the rows that is remembered, chosen by their ids", low=0.0001, high=1
     )

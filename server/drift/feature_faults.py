@@ -95,7 +95,7 @@ class _Slots:
         )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _slots_of(tensor: TensorReference) -> _Slots:
     """Made once per tensor: references are values, and live as long as their version."""
     return _Slots(tensor)
