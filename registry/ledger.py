@@ -80,8 +80,10 @@ class Ledger:
         return History(entries, tuple(breaks))
 
     def since(self, sequence: int) -> list[HistoryEntry]:
-        """The entries after that one. InvalidStateError; OSError."""
-        latest = (self.read() or StoredState()).entries
+        """The entries after that one. OSError."""
+        latest: tuple[HistoryEntry, ...] = ()
+        with contextlib.suppress(InvalidStateError):  # then the history alone tells
+            latest = (self.read() or StoredState()).entries
         entries = self._history_file.since(sequence)
         last = entries[-1].sequence if entries else sequence
         return entries + [entry for entry in latest if entry.sequence > last]

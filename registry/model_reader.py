@@ -120,7 +120,7 @@ class ModelReader:
 
     def history_since(self, sequence: int) -> list[HistoryEntry]:
         """The entries after the one with that number; costs as much as they do, however long the
-        history is. Their chain is not checked. InvalidStateError."""
+        history is. Their chain is not checked."""
         return self._ledger.since(sequence)
 
     def _has_manifest(self, version: int) -> bool:

@@ -64,7 +64,7 @@ class TensorYardstick:
             counts,
             group_of,
             [each.bins for each in self.features],
-            edges=[feature.edges for feature in numeric] or None,
+            edges=[_near(feature) for feature in numeric] or None,
             lower=[feature.minimum for feature in numeric] or None,
             upper=[feature.maximum for feature in numeric] or None,
             scale=[feature.std for feature in numeric] or None,
@@ -143,6 +143,18 @@ def shown(counts: Counts) -> tuple[float, ...]:
         each = [*each[: _MAX_SHARES - 2], sum(each[_MAX_SHARES - 2 : -1]), each[-1]]
     total = sum(each)
     return tuple([count / total for count in each]) if total else (0.0,) * len(each)
+
+
+def _near(feature: NumericFeature) -> NDArray[np.float64]:
+    """The edges for a distance: a value outside of the reference's range is taken to be a twentieth
+    of it out at most, for how far is not known, and the bins there reach nine ranges out."""
+    edges = feature.edges.astype(np.float64)
+    out = 0.05 * (feature.maximum - feature.minimum)
+    if len(edges) and edges[0] < feature.minimum - out:
+        edges[0] = feature.minimum - out
+    if len(edges) and edges[-1] > feature.maximum + out:
+        edges[-1] = feature.maximum + out
+    return edges
 
 
 def _range(edges: NDArray[np.float32], start: int, end: int) -> str:

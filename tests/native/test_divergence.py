@@ -438,8 +438,10 @@ def test_wasserstein_is_off_by_half_the_bins_widths_at_most(
     feature = numeric_feature("x", reference, bins)
     live = counted(feature.edges, current)
     lower, upper = min(first), max(first)
-    limits = np.array([lower, *feature.edges, max(upper, *feature.edges)])
-    within = np.clip(current, lower, limits[-1])  # how far out the others are is unknown
+    limits = np.array(
+        [min(lower, *feature.edges), *feature.edges, max(upper, *feature.edges)], np.float64
+    )
+    within = np.clip(current, limits[0], limits[-1])  # how far out the others are is unknown
     expected = stats.wasserstein_distance(reference, within)
     shares = feature.counts / len(reference) + live / len(current)
     found = wasserstein(feature.counts, live, feature.edges, lower, upper)
