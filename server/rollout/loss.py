@@ -15,15 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab._native import bytes_tensor
+from trimtab._native.losses import log_loss
 from trimtab.registry.manifest import Signature, TensorSpec
 
 from ..inference.tensor import BYTES, Tensor
 from ..logs.label_log import Label
 from . import row_keys
-
-# A probability is taken for this at least: a single row that a model was sure of, and wrong, would
-# outweigh a thousand others otherwise.
-_SMALLEST = 1e-4
 
 Answers = NDArray[Any]  # (rows, width)
 
@@ -96,7 +93,7 @@ class LogLoss:
         places = np.array([self._places.get(_text(each), -1) for each in labels], np.intp)
         given = answers[np.arange(len(labels)), places].astype(np.float64)
         given = np.where(places < 0, 0.0, given)
-        return np.asarray(-np.log(np.clip(given, _SMALLEST, 1.0)), np.float64)
+        return log_loss(given)
 
 
 class WrongLabels:
