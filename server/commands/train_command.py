@@ -98,4 +98,5 @@ def _as_dict(result: TrainingResult) -> dict[str, object]:
         "metrics": dict(result.metrics),
         "rows": result.rows,
         "elapsed_s": round(result.elapsed_s, 3),
+        "quality": [dict(found) for found in result.quality],
     }

@@ -54,6 +54,7 @@ class TrainingResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
     elapsed_s: float = 0.0
+    quality: tuple[Mapping[str, Any], ...] = ()  # of broken data: what was found, column by column
 
     def evidence(self) -> dict[str, Any]:
         """What goes into the history."""
@@ -62,6 +63,7 @@ class TrainingResult:
             "metrics": dict(self.metrics),
             "rows": self.rows,
             "elapsed_s": round(self.elapsed_s, 3),
+            **({"quality": [dict(found) for found in self.quality]} if self.quality else {}),
         }
 
 
@@ -296,6 +298,7 @@ def _parse(said: Mapping[str, Any], elapsed_s: float) -> TrainingResult:
         metrics={str(k): float(v) for k, v in metrics.items() if v is not None},
         rows=int(said.get("rows") or 0),
         elapsed_s=elapsed_s,
+        quality=tuple(dict(found) for found in said.get("quality") or ()),
     )
 
 

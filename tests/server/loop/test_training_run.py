@@ -105,6 +105,18 @@ def test_a_failure_that_the_trainer_explains_keeps_its_words() -> None:
     assert (result.outcome, result.reason) == ("failed", "column x is not there")
 
 
+def test_what_is_wrong_with_the_data_is_kept_column_by_column() -> None:
+    found = {"column": "x", "what": "constant", "number": 1.0, "severity": "stop"}
+    said = {"outcome": "failed", "reason": "the data are broken", "quality": [found]}
+    result = run(f"""
+        import json, sys
+        print(json.dumps({{"result": {said!r}}}))
+        sys.exit(1)
+    """)
+    assert result.outcome == "failed" and result.quality == (found,)
+    assert result.evidence()["quality"] == [found]
+
+
 def test_a_crash_is_a_failure_with_the_last_line_it_said() -> None:
     result = run("import sys\nsys.stderr.write('first\\n')\nraise ValueError('lost the plot')")
     assert result.outcome == "failed"
