@@ -405,15 +405,17 @@ def load_server_config(
 
     Raises ConfigError.
     """
-    tables = _read(file, {**_SERVER_SECTIONS, **_POLICY_SECTIONS}) if file else {}
+    known = {**_SERVER_SECTIONS, **_POLICY_SECTIONS}
+    tables = _read(file, known) if file else {}
     for dotted, value in (options or {}).items():
         if value is not None:
             section, key = dotted.split(".")
+            if section not in known:
+                raise ConfigError(f"--set {dotted}: no such section; known are {', '.join(known)}")
             tables.setdefault(section, {})[key] = value
     origin = str(file) if file else "command line"
     built: dict[str, Any] = {
-        name: _build(kind, tables.get(name, {}), origin, name)
-        for name, kind in {**_SERVER_SECTIONS, **_POLICY_SECTIONS}.items()
+        name: _build(kind, tables.get(name, {}), origin, name) for name, kind in known.items()
     }
     policy = ModelPolicy(**{name: built.pop(name) for name in _POLICY_SECTIONS})
     return ServerConfig(models_dir=models_dir, policy=policy, **built)

@@ -279,10 +279,6 @@ def make_config(
     known_directory(models_dir)
     given = {key: value for key, value in options.items() if value is not None}
     settings = {**read_settings(assignments), **given}
-    known = ("server", "batching", "traffic", "drift", "trigger", "training", "promotion")
-    for key in settings:
-        if key.partition(".")[0] not in known:
-            raise ConfigError(f"--set {key}: no such section; known are {', '.join(known)}")
     return load_server_config(models_dir, file, settings)
 
 

@@ -79,6 +79,16 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, message: str) -> None
     assert str(file) in str(caught.value)
 
 
+def test_an_option_can_set_every_section_but_a_models_own(tmp_path: Path) -> None:
+    for name, kind in sections().items():
+        key, _type, default, _doc = describe(kind)[0]
+        if name == "serving":
+            with pytest.raises(ConfigError, match=r"--set serving.versions: no such section"):
+                load_server_config(tmp_path, options={f"{name}.{key}": default})
+        else:
+            load_server_config(tmp_path, options={f"{name}.{key}": default})
+
+
 def test_an_unreadable_server_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read"):
         load_server_config(tmp_path, tmp_path / "absent.toml")
