@@ -225,11 +225,16 @@ def recovers(reports: Reports) -> Outcome:
 def caught_by_labels(reports: Reports) -> Outcome:
     (report,) = reports.values()
     overall = report.overall
-    silent = not [row for row, event in events_of(report, "drift") if "x" in event["features"]]
-    caught = [row for row, _ in events_of(report, "training_started") if row >= CHANGE]
+    caught = [row for row, _ in events_of(report, "quality")]
+    early = [row for row in caught if row < CHANGE]
+    first = min((row for row in caught if row >= CHANGE), default=None)
+    trained = [row for row, _ in events_of(report, "training_started") if row >= CHANGE]
+    late = "no loss of quality told" if first is None else f"told after {first - CHANGE} rows of it"
     frozen, managed = overall.metric_frozen or 0, overall.metric_managed or 0
-    said = f"{counts(report)}; roc_auc managed {managed:.3f}, frozen {frozen:.3f}"
-    return Outcome(silent and bool(caught), said)
+    said = f"{len(early)} told before, {late}; {counts(report)}; "
+    said += f"roc_auc managed {managed:.3f}, frozen {frozen:.3f}"
+    silent = not overall.drift_alarms
+    return Outcome(silent and not early and first is not None and bool(trained), said)
 
 
 def refused(reports: Reports) -> Outcome:
@@ -310,11 +315,10 @@ STREAMS = (
     ),
     Stream(
         "concept drift",
-        "a training; the drift monitor silent on inputs",
+        "the labels tell, a training follows; the drift monitor silent",
         concept,
         caught_by_labels,
         task="binary",
-        gap="needs labels monitor",
     ),
     Stream(
         "drift without loss",

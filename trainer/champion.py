@@ -6,12 +6,14 @@ must not keep a sound candidate out, so it counts as no opponent, and the reason
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.registry.directory import ModelDirectory
 from trimtab.registry.errors import RegistryError
+from trimtab.registry.history import CHAMPION_CHANGES
 from trimtab.registry.manifest import Manifest
 
 from .dataset import Dataset
@@ -27,6 +29,7 @@ class Champion:
     version: int
     manifest: Manifest
     model: OnnxModel
+    withstood: int = 0  # candidates that were compared with it and refused
 
     @property
     def learned_until_ms(self) -> int | None:
@@ -53,9 +56,30 @@ def load_champion(directory: ModelDirectory) -> tuple[Champion | None, str]:
     version = directory.state().champion
     if version is None:
         return None, "there is no champion to compare with"
+    withstood = _withstood(directory)
     try:
         manifest = directory.verify(version)
         graph = (directory.version_path(version) / "model.onnx").read_bytes()
-        return Champion(version, manifest, OnnxModel(graph)), ""
+        return Champion(version, manifest, OnnxModel(graph), withstood), ""
     except (RegistryError, ExportError, OSError) as error:
         return None, f"the champion, version {version}, cannot be loaded: {error}"
+
+
+def _withstood(directory: ModelDirectory) -> int:
+    """Refusals after a comparison, from the history since somebody last became champion."""
+    found = 0
+    for entry in reversed(directory.history().entries):
+        if entry.kind in CHAMPION_CHANGES:
+            break
+        found += entry.kind == "refused" and _was_compared(entry.evidence)
+    return found
+
+
+def _was_compared(evidence: Mapping[str, Any]) -> bool:
+    gates = evidence.get("gates")
+    return isinstance(gates, list) and any(
+        isinstance(gate, Mapping)
+        and gate.get("name") == "champion"
+        and "improvement" in (gate.get("figures") or {})
+        for gate in gates
+    )

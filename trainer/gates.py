@@ -6,6 +6,7 @@ tells every gate that did not pass. Gates that need the final graph (parity, lat
 where one before them has refused: fitting again and converting would cost more than all the others.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -74,10 +75,23 @@ def schema_gate(recipe: Recipe, candidate: Signature, champion: Signature | None
     return GateResult("schema", Verdict.FAIL, reason)
 
 
-def comparison_gate(recipe: Recipe, rows: int, difference: PairedDifference | None) -> GateResult:
+def confidence_after(refusals: int) -> float:
+    """How sure the comparison must be if the champion has withstood so many candidates.
+
+    Each further one is a further chance to look better by luck, so they share the 5 % of one:
+    1/2 of it, 1/6, 1/12 …, which is all of it in the end. However often a champion is challenged,
+    one that is no better takes its place with a probability of 2.5 % at most.
+    """
+    return 1 - 0.05 / ((refusals + 1) * (refusals + 2))
+
+
+def comparison_gate(
+    recipe: Recipe, rows: int, difference: PairedDifference | None, refusals: int = 0
+) -> GateResult:
     """Whether the candidate is better than the champion on labelled rows that neither learned.
 
-    `difference` is None where there were too few rows to compute it.
+    `difference` is None where there were too few rows to compute it; its interval is to be one of
+    `confidence_after(refusals)`.
     """
     metric = recipe.metric
     if difference is None or rows < recipe.min_holdout_rows:
@@ -93,11 +107,14 @@ def comparison_gate(recipe: Recipe, rows: int, difference: PairedDifference | No
         "improvement": difference.improvement,
         "low": difference.low,
         "high": difference.high,
+        "refusals": float(refusals),
+        "confidence": confidence_after(refusals),
     }
     shown = (
         f"{metric} {difference.second:.4g} against the champion's {difference.first:.4g} "
         f"on {rows:,} newer rows (improvement {difference.improvement:+.3g}, "
-        f"95 % interval {difference.low:+.3g} to {difference.high:+.3g})"
+        f"{_percent(confidence_after(refusals))} interval {difference.low:+.3g} to "
+        f"{difference.high:+.3g}{_after(refusals)})"
     )
     if not difference.low <= difference.high:  # NaN
         reason = f"{metric} is not defined on the {rows:,} newest labelled rows"
@@ -115,6 +132,18 @@ def comparison_gate(recipe: Recipe, rows: int, difference: PairedDifference | No
     if difference.improvement <= 0:
         return GateResult("champion", Verdict.FAIL, f"not better: {shown}", figures)
     return GateResult("champion", Verdict.INCONCLUSIVE, f"not surely better: {shown}", figures)
+
+
+def _percent(confidence: float) -> str:
+    """With two digits of what is missing to certainty: 97.5 %, 99.17 %, 99.955 %."""
+    digits = -math.floor(math.log10(1 - confidence)) - 1
+    return f"{confidence * 100:.{digits}f} %"
+
+
+def _after(refusals: int) -> str:
+    if not refusals:
+        return ""
+    return f", after {refusals} refusal{'s' if refusals > 1 else ''}"
 
 
 def no_comparison(reason: str) -> GateResult:
@@ -175,7 +204,7 @@ def segment_gate(recipe: Recipe, segments: Sequence[Segment]) -> GateResult:
     if not compared:
         told = "there is no champion's answer to compare with"
         if not segments:
-            told = f"no category has {ROWS} of the newest rows"
+            told = f"no segment has {ROWS} of the newest rows"
         return GateResult("segments", Verdict.PASS, told, {"segments": float(len(segments))})
     metric = recipe.metric
     worst, difference = min(compared, key=lambda item: item[1].improvement / _size(item[1]))

@@ -106,6 +106,9 @@ class Recipe:
     holdout: float = _key(
         0.2, "newest share of them, kept for the comparison with the champion", low=0.01, high=0.9
     )
+    holdout_parts: int = _key(
+        4, "parts of them, each answered by a model that learned all rows before it", low=1, high=20
+    )
     min_holdout_rows: int = _key(500, "rows without which the comparison is inconclusive", low=50)
     gate: Literal["better", "not_worse"] = _key(
         "better", "what the comparison with the champion must show"
@@ -117,7 +120,7 @@ class Recipe:
         "better", "what the comparison with the best constant guess must show"
     )
     segments: tuple[str, ...] = _key(
-        (), "categorical columns whose categories are compared one by one; empty: all of them"
+        (), "columns whose categories or quarters are compared one by one; empty: all of them"
     )
     segment_tolerance: float = _key(
         0.05, "loss of the metric in a segment, relative to the champion's, still taken", low=0.0
@@ -234,9 +237,9 @@ class Recipe:
         if self.period and not self.time:
             raise RecipeError(f"{where} period needs the time of each row: name its column in time")
         for name in self.segments:
-            if name not in self.categorical:
+            if name not in self.features:
                 raise RecipeError(
-                    f"{where} segments names {name!r}, which is not among the categorical columns"
+                    f"{where} segments names {name!r}, which is in neither numeric nor categorical"
                 )
         self._check_estimator(origin)
 

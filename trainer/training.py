@@ -3,8 +3,8 @@
     read → lint → fit on the older part → compare with the champion and with a constant guess on the
          newest → fit on all of it → export → parity, latency → reference profile → card → publish
 
-The candidate that is judged has not learned the newest rows, and neither has the champion: rows up
-to the champion's newest training row are never in the held-out part. What is published is fitted
+The candidate that is judged has not learned the rows that it is judged on (holdout.py), and neither
+has the champion: rows up to its newest training row are never held out. What is published is fitted
 again on the whole window (`refit`), since the newest rows are worth the most: on a year of flights
 that was an error of 7.27 minutes instead of 7.47 (docs/training.md).
 
@@ -17,13 +17,12 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import Pipeline
 
 from trimtab.registry.directory import ModelDirectory, Registry
 from trimtab.registry.manifest import Signature
@@ -37,12 +36,13 @@ from .errors import TrainingError
 from .estimators import make_pipeline
 from .export import OnnxModel, export, signature_of
 from .export_linter import require_exportable
-from .fit import classes_of, fit, predict, trees_of
+from .fit import classes_of, fit, trees_of
 from .gates import (
     GateResult,
     Verdict,
     baseline_gate,
     comparison_gate,
+    confidence_after,
     latency_gate,
     no_comparison,
     parity_gate,
@@ -51,6 +51,7 @@ from .gates import (
     segment_gate,
 )
 from .golden import golden_rows, save_golden
+from .holdout import Holdout, hold_out, judged
 from .importance import importances
 from .latency import Latency, measure
 from .model_card import CARD_NAME, PLOTS_NAME, CardFacts, card_markdown
@@ -141,15 +142,6 @@ def record_failure(request: TrainingRequest, reason: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The window cut in two by time, and whether the champion has learned the newer part."""
-
-    older: Dataset
-    newest: Dataset
-    unseen: bool
-
-
 class _Training:
     """The state of one training while it runs."""
 
@@ -180,14 +172,14 @@ class _Training:
         window = Dataset.read(recipe, self._data, self._mature_until_ms())
         champion, no_champion = load_champion(self._directory)
         self._quality = self._checked(window, champion)
-        split = _split(recipe, window, champion)
+        split = hold_out(recipe, window, champion.learned_until_ms if champion else None)
         classes = window.classes()
         signature = signature_of(recipe, classes)
 
         require_exportable(recipe, make_pipeline(recipe), window)
         self._progress.stage("fit", f"fitting to {len(split.older):,} of {len(window):,} rows")
-        candidate = fit(recipe, split.older)
-        prediction = _aligned(predict(recipe, candidate, split.newest), candidate, classes)
+        candidate = judged(recipe, split, classes)
+        prediction = candidate.prediction
         for metric in METRICS[recipe.task]:
             found = score(metric, split.newest.target(), prediction, classes)
             self._metrics[metric] = found
@@ -199,12 +191,12 @@ class _Training:
 
         if recipe.refit:
             self._progress.stage("refit", f"fitting to all {len(window):,} rows")
-            final = fit(recipe, window, trees=trees_of(candidate))
+            final = fit(recipe, window, trees=trees_of(candidate.last))
         else:
-            final = candidate
+            final = candidate.first
 
         self._progress.stage("export", "converting to ONNX")
-        if not recipe.refit and classes_of(candidate) != classes:
+        if not recipe.refit and classes_of(final) != classes:
             raise TrainingError(
                 "a class occurs only in the newest rows, which refit = false leaves out: "
                 "set refit = true"
@@ -221,7 +213,7 @@ class _Training:
             return self._refused(why, window)
 
         self._progress.stage("reference", "counting the reference profile")
-        weights = importances(recipe, candidate, split.newest, classes)
+        weights = importances(recipe, candidate.first, split.newest, classes)
         outputs = outputs_of(signature, prediction, classes)
         losses = losses_of(split.newest.target(), prediction, classes)
         profile = reference_profile(signature, window, outputs, weights, losses)
@@ -295,7 +287,7 @@ class _Training:
         self,
         champion: Champion | None,
         no_champion: str,
-        split: _Split,
+        split: Holdout,
         signature: Signature,
         prediction: NDArray[Any],
         classes: Sequence[Any],
@@ -322,7 +314,7 @@ class _Training:
         return opponent
 
     def _compare(
-        self, champion: Champion, split: _Split, prediction: NDArray[Any], classes: Sequence[Any]
+        self, champion: Champion, split: Holdout, prediction: NDArray[Any], classes: Sequence[Any]
     ) -> NDArray[Any] | None:
         recipe = self._recipe
         truth = split.newest.target()
@@ -330,16 +322,22 @@ class _Training:
             opponent = champion.predict(split.newest)
         elif (others := _other_recipe(recipe, champion)) is not None:
             # No rows are new, but the recipe is: then the recipes compete on the same rows.
-            fitted = fit(others, split.older)
-            opponent = _aligned(predict(others, fitted, split.newest), fitted, classes)
+            opponent = judged(others, split, classes).prediction
         else:
             until = champion.learned_until_ms
             newer = int(np.sum(split.newest.times() > until)) if until is not None else 0
             self._gates.append(comparison_gate(recipe, newer, None))
             return None
-        difference = paired_difference(recipe.metric, truth, opponent, prediction, classes)
+        difference = paired_difference(
+            recipe.metric,
+            truth,
+            opponent,
+            prediction,
+            classes,
+            confidence=confidence_after(champion.withstood),
+        )
         self._metrics[f"champion_{recipe.metric}"] = difference.first
-        self._gates.append(comparison_gate(recipe, len(truth), difference))
+        self._gates.append(comparison_gate(recipe, len(truth), difference, champion.withstood))
         return opponent
 
     def _latency_gate(
@@ -363,7 +361,7 @@ class _Training:
 
     def _report(
         self,
-        split: _Split,
+        split: Holdout,
         weights: Mapping[str, float],
         drift: Sequence[ColumnDrift],
         constant: NDArray[Any],
@@ -391,7 +389,9 @@ class _Training:
             "window_drift": {item.column: item.psi for item in drift},
         }
 
-    def _lineage(self, window: Dataset, split: _Split, champion: Champion | None) -> dict[str, Any]:
+    def _lineage(
+        self, window: Dataset, split: Holdout, champion: Champion | None
+    ) -> dict[str, Any]:
         return {
             "data": window.lineage(),
             "holdout": {
@@ -409,39 +409,18 @@ class _Training:
         }
 
 
-def _split(recipe: Recipe, window: Dataset, champion: Champion | None) -> _Split:
-    """The newest share, or less of it where the champion has learned a part of that already."""
-    cut = len(window) - max(1, round(len(window) * recipe.holdout))
-    until = champion.learned_until_ms if champion is not None else None
-    unseen = True
-    if until is not None:
-        first_new = int(np.searchsorted(window.times(), until, side="right"))
-        if first_new > cut:
-            unseen = len(window) - first_new >= recipe.min_holdout_rows
-            cut = first_new if unseen else cut
-    return _Split(window.slice(0, cut), window.slice(cut), unseen)
-
-
 def _other_recipe(recipe: Recipe, champion: Champion) -> Recipe | None:
-    """The champion's recipe if it would fit another model to the same rows, else None."""
+    """This recipe with the champion's model, if that is another one on the same rows, else None."""
     theirs = champion.recipe()
     if theirs is None or theirs.features != recipe.features or theirs.target != recipe.target:
         return None
     same = theirs.estimator == recipe.estimator and theirs.seed == recipe.seed
-    return None if same or theirs.task != recipe.task else theirs
+    if same or theirs.task != recipe.task:
+        return None
+    return replace(recipe, estimator=theirs.estimator, seed=theirs.seed)
 
 
-def _aligned(prediction: NDArray[Any], pipeline: Pipeline, classes: Sequence[Any]) -> NDArray[Any]:
-    """Probabilities with a column for each of `classes`: 0 for one the pipeline has not seen."""
-    known = classes_of(pipeline)
-    if known == tuple(classes):
-        return prediction
-    full = np.zeros((len(prediction), len(classes)))
-    full[:, [list(classes).index(value) for value in known]] = prediction
-    return full
-
-
-def _constant_guess(recipe: Recipe, split: _Split, classes: Sequence[Any]) -> NDArray[Any]:
+def _constant_guess(recipe: Recipe, split: Holdout, classes: Sequence[Any]) -> NDArray[Any]:
     """The best prediction that looks at no column: what a model must at least beat."""
     older, rows = split.older.target(), len(split.newest)
     if not recipe.classification:
@@ -451,7 +430,7 @@ def _constant_guess(recipe: Recipe, split: _Split, classes: Sequence[Any]) -> ND
     return np.tile(shares, (rows, 1))
 
 
-def _last_known_score(recipe: Recipe, split: _Split) -> float | None:
+def _last_known_score(recipe: Recipe, split: Holdout) -> float | None:
     """The metric of repeating the label of the row before; None for classes."""
     if recipe.classification:
         return None

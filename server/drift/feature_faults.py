@@ -5,9 +5,17 @@ the fault, so a broken feature is never a reason to train (drift_report.py). A f
 in the newest pane as well as in the window, since a window that is half good and half broken looks
 like drift; for the same reason a feature counts as broken for as long as a broken pane is in the
 window (`recent`).
+
+That a column stopped varying is told where chance does not explain it: each further row with the
+one value is as likely as the commonest value of the reference, or its commonest bin. Neighbouring
+rows may be alike though (an hour of weather, the rows of one request), so where the evidence has
+measured how many of them weigh as much as an independent one, they count for fewer, and a pane of
+`FEWEST` rows may do: in a small window a column that is stuck would look like drift long before
+100 rows of it came.
 """
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,8 +32,11 @@ from trimtab._native.reference import (
 
 from ..config import DriftConfig
 
-MIN_PANE_ROWS = 100  # a smaller pane is not judged by itself
+MIN_PANE_ROWS = 100  # a smaller pane is not judged by itself …
+FEWEST = 20  # … but for a column that stopped varying, where dependence was measured
+MEASURED_PANES = 40  # after which it was, of each feature in its turn (drift_evidence.py)
 _VARIED = 0.9  # a column whose commonest value or bin has a larger share may well become constant
+_CHANCE = math.log(1e13)  # a column is constant by chance in one of so many panes
 
 Key = tuple[str, str]
 """Role and name of a feature."""
@@ -80,7 +91,7 @@ class _Slots:
             feature.expected_unseen if isinstance(feature, CategoricalFeature) else 0.0
             for feature in features
         ]
-        self.varies = [_varies(feature) for feature in features]
+        self.surprise = [_surprise(feature) for feature in features]
 
     def rates(self, counts: NDArray[np.uint64]) -> Rates:
         live = counts.astype(np.float64)
@@ -116,8 +127,14 @@ def faults_of(
     tensors: Sequence[TensorCounts | None],
     config: DriftConfig,
     min_rows: int,
+    effective: Mapping[Key, float] | None = None,
 ) -> dict[Key, str]:
-    """What broke over these rows, in words; features with fewer rows than that are passed over."""
+    """What broke over these rows, in words; features with fewer rows than that are passed over.
+
+    `effective` is the share of a feature's rows that independent ones would be, where it was
+    measured; a column that stopped varying is then told from `FEWEST` rows on.
+    """
+    fewest = min_rows if effective is None else min(min_rows, FEWEST)
     found: dict[Key, str] = {}
     for tensor, counts in zip(reference.tensors, tensors, strict=True):
         if counts is None or not tensor.features:
@@ -125,14 +142,20 @@ def faults_of(
         slots = _slots_of(tensor)
         rates = slots.rates(counts.counts)
         for row, feature in enumerate(tensor.features):
-            if rates.rows[row] < min_rows:
+            if rates.rows[row] < fewest:
                 continue
-            texts = _of_rates(feature, row, rates, slots, config)
-            if slots.varies[row] and (value := _only_value(feature, row, counts)):
-                present = rates.rows[row] * (1 - rates.missing[row])
+            key = (tensor.role, feature.name)
+            texts = []
+            if rates.rows[row] >= min_rows:
+                texts = _of_rates(feature, row, rates, slots, config)
+            present = rates.rows[row] * (1 - rates.missing[row])
+            weight = present * (effective or {}).get(key, 1.0)
+            if weight * slots.surprise[row] >= _CHANCE and (
+                value := _only_value(feature, row, counts)
+            ):
                 texts.append(f"all {present:,.0f} values are {value}, in the reference they vary")
             if texts:
-                found[tensor.role, feature.name] = "; ".join(texts)
+                found[key] = "; ".join(texts)
     return found
 
 
@@ -202,13 +225,18 @@ def _missing_rate(feature: NumericFeature | CategoricalFeature) -> float:
     return feature.missing / rows if rows else 0.0
 
 
-def _varies(feature: NumericFeature | CategoricalFeature) -> bool:
-    """Whether the reference varies so much that a constant column is no chance."""
+def _surprise(feature: NumericFeature | CategoricalFeature) -> float:
+    """How much less likely each further row makes it that a column is constant by chance, as a
+    logarithm; 0 where the reference hardly varies itself."""
     counts = np.asarray(feature.counts, np.float64)
+    total = float(counts.sum())
     if isinstance(feature, NumericFeature):
-        return feature.minimum < feature.maximum and counts.max() < _VARIED * counts.sum()
-    total = counts.sum() + feature.other
-    return len(counts) > 0 and float(counts.max()) < _VARIED * total
+        if not feature.minimum < feature.maximum:
+            return 0.0
+    else:
+        total += feature.other
+    share = float(counts.max()) / total if len(counts) and total else 1.0
+    return -math.log(share) if 0 < share < _VARIED else 0.0
 
 
 def _only_value(

@@ -163,10 +163,10 @@ def test_settings_that_do_not_go_together_are_named(
         make_recipe(estimator=estimator)
 
 
-def test_segments_must_be_categorical_columns(make_recipe: RecipeMaker) -> None:
-    assert make_recipe(segments=["colour"]).segments == ("colour",)
-    with pytest.raises(RecipeError, match="segments names 'size'"):
-        make_recipe(segments=["size"])
+def test_segments_must_be_columns_of_the_recipe(make_recipe: RecipeMaker) -> None:
+    assert make_recipe(segments=["colour", "size"]).segments == ("colour", "size")
+    with pytest.raises(RecipeError, match="segments names 'sise'"):
+        make_recipe(segments=["sise"])
 
 
 def test_a_class_with_two_rows_cannot_be_calibrated_and_says_so(

@@ -1,6 +1,8 @@
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trimtab.registry.manifest import Signature, TensorSpec
@@ -8,6 +10,7 @@ from trimtab.trainer.gates import (
     Verdict,
     baseline_gate,
     comparison_gate,
+    confidence_after,
     latency_gate,
     no_comparison,
     parity_gate,
@@ -18,7 +21,7 @@ from trimtab.trainer.gates import (
 from trimtab.trainer.latency import Latency
 from trimtab.trainer.parity import Parity
 from trimtab.trainer.recipe import Recipe
-from trimtab.trainer.scores import PairedDifference
+from trimtab.trainer.scores import PairedDifference, paired_difference
 from trimtab.trainer.segments import Segment
 
 RecipeMaker = Callable[..., Recipe]
@@ -59,6 +62,46 @@ def test_the_comparison_says_what_the_interval_says(
     assert found.verdict is verdict
     assert found.reason.startswith(words)
     assert found.figures["champion"] == 10.0
+
+
+def test_challenges_share_the_chance_of_one_however_many_they_are() -> None:
+    spent = [1 - confidence_after(refusals) for refusals in range(10_000)]
+    assert all(later < sooner for sooner, later in pairwise(spent))
+    assert 0.0499 < sum(spent) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("refusals", "words"),
+    [
+        (0, "97.5 % interval +0.5 to +1.5)"),
+        (1, "99.17 % interval +0.5 to +1.5, after 1 refusal)"),
+        (9, "99.955 % interval +0.5 to +1.5, after 9 refusals)"),
+    ],
+)
+def test_the_comparison_tells_how_sure_it_had_to_be(
+    make_recipe: RecipeMaker, refusals: int, words: str
+) -> None:
+    found = comparison_gate(make_recipe(), 600, difference(1, 0.5), refusals)
+    assert found.reason.endswith(words)
+    assert found.figures["refusals"] == refusals
+    assert found.figures["confidence"] == confidence_after(refusals)
+
+
+def test_a_champion_that_is_challenged_by_equals_for_long_stays(make_recipe: RecipeMaker) -> None:
+    random = np.random.default_rng(0)
+    replaced = {True: 0, False: 0}
+    for spends in (True, False):
+        for _ in range(60):
+            for refusals in range(12):
+                truth, champion, candidate = random.normal(size=(3, 300))
+                confidence = confidence_after(refusals) if spends else 0.95
+                found = paired_difference("mae", truth, champion, candidate, confidence=confidence)
+                gate = comparison_gate(make_recipe(), 300, found, refusals)
+                if gate.verdict is Verdict.PASS:
+                    replaced[spends] += 1
+                    break
+    assert replaced[True] <= 4
+    assert replaced[False] >= 10
 
 
 def test_too_few_rows_are_inconclusive_and_told_with_the_limit(make_recipe: RecipeMaker) -> None:
@@ -175,7 +218,7 @@ def segment(improvement: float, margin: float, value: str = "ATL") -> Segment:
 @pytest.mark.parametrize(
     ("segments", "verdict", "words"),
     [
-        ([], Verdict.PASS, "no category has 200 of the newest rows"),
+        ([], Verdict.PASS, "no segment has 200 of the newest rows"),
         ([Segment("dest", "ATL", 300, 9.0)], Verdict.PASS, "there is no champion"),
         ([segment(1, 0.5)], Verdict.PASS, "in none of 1 segments surely worse than the champion"),
         ([segment(-2, 3)], Verdict.PASS, "in none of 1 segments"),  # may be chance

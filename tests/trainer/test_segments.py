@@ -17,7 +17,7 @@ RecipeMaker = Callable[..., Recipe]
 def test_categories_with_enough_rows_are_judged_the_largest_first(
     make_frame: FrameMaker, make_recipe: RecipeMaker
 ) -> None:
-    recipe = make_recipe()
+    recipe = make_recipe(segments=["colour"])
     data = Dataset.from_frame(recipe, make_frame())
     truth = data.target()
     red = data.frame["colour"].to_numpy() == "red"
@@ -32,6 +32,61 @@ def test_categories_with_enough_rows_are_judged_the_largest_first(
         assert item.difference is not None
         assert item.difference.improvement == pytest.approx(-1 if item.value == "red" else 1)
     assert segments_of(recipe, data, candidate, None, ())[0].difference is None
+
+
+def test_quarters_of_numbers_are_judged_with_the_categories(
+    make_frame: FrameMaker, make_recipe: RecipeMaker
+) -> None:
+    recipe = make_recipe()
+    frame = make_frame(rows=3_000)
+    data = Dataset.from_frame(recipe, frame)
+    truth, size = data.target(), data.frame["size"].to_numpy()
+    large = size > np.quantile(size, 0.75)
+    candidate = truth + np.where(large, 5.0, 1.0)
+    found = segments_of(recipe, data, candidate, truth + 2.0, ())
+    assert [item.column for item in found[:3]] == ["colour"] * 3
+    quarters = [item for item in found if item.column == "size"]
+    assert sorted(item.rows for item in quarters) == [750] * 4
+    (worst,) = [item for item in quarters if item.difference and item.difference.high < 0]
+    assert worst.name == f"size from {size[large].min():g} to {size[large].max():g}"
+    assert worst.difference and worst.difference.improvement == pytest.approx(-3)
+    (missing,) = [item for item in found if item.name == "age missing"]
+    assert missing.rows == frame["age"].null_count()
+
+
+def test_equal_numbers_stay_in_one_segment(make_recipe: RecipeMaker) -> None:
+    recipe = make_recipe(numeric=["stops"], categorical=[], time=None)
+    stops = np.repeat([0.0, 1.0, 2.0, 9.0], [500, 300, 150, 50])
+    data = Dataset.from_frame(recipe, pl.DataFrame({"stops": stops, "value": stops}))
+    found = segments_of(recipe, data, stops, None, ())
+    assert [(item.name, item.rows) for item in found] == [
+        ("stops = 0", 500),
+        ("stops = 1", 300),
+        ("stops from 2 to 9", 200),
+    ]
+    either = data.take(np.arange(500, 1_000))
+    found = segments_of(recipe, either, stops[500:], None, ())
+    assert [(item.name, item.rows) for item in found] == [("stops = 1", 300)]
+
+
+def test_of_many_quarters_the_worst_are_compared_and_all_of_them_count_as_looks(
+    make_recipe: RecipeMaker,
+) -> None:
+    columns = [f"x{place:02}" for place in range(12)]
+    recipe = make_recipe(numeric=columns, categorical=[], time=None)
+    random = np.random.default_rng(0)
+    values = random.normal(size=(12, 1_200))
+    frame = pl.DataFrame(dict(zip(columns, values, strict=True))).with_columns(value=0.0)
+    data = Dataset.from_frame(recipe, frame)
+    alarms = 0
+    for _ in range(20):
+        first, second = random.normal(size=(2, 1_200))
+        found = segments_of(recipe, data, second, first, ())
+        assert len(found) == 20
+        improvements = [item.difference.improvement for item in found if item.difference]
+        assert max(improvements) < 0.1
+        alarms += any(item.difference and item.difference.high < 0 for item in found)
+    assert alarms <= 3  # 20 × 48 × 2.5 % would be in 14 of them
 
 
 def test_twenty_segments_of_equal_models_rarely_have_one_that_looks_worse(

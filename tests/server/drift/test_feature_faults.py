@@ -11,7 +11,14 @@ from trimtab._native.reference import (
 )
 from trimtab.server.config import DriftConfig
 from trimtab.server.drift.drift_monitor import DriftMonitor
-from trimtab.server.drift.feature_faults import Key, TensorCounts, faults_of, rates_of, recent
+from trimtab.server.drift.feature_faults import (
+    FEWEST,
+    Key,
+    TensorCounts,
+    faults_of,
+    rates_of,
+    recent,
+)
 
 REFERENCE = reference()
 CONFIG = DriftConfig(window_rows=4000, panes=4)
@@ -78,6 +85,67 @@ def test_a_column_may_be_constant_where_the_reference_nearly_is() -> None:
     numeric, _ = draw(np.random.default_rng(0), 900)
     assert "'AA'" in faults(numeric, ["AA"] * 900)["input", "carrier"]
     assert not faults(numeric[:99], ["AA"] * 99), "too few rows to tell"
+
+
+def of_column(
+    values: np.ndarray, live: np.ndarray, effective: float | None = None
+) -> dict[Key, str]:
+    """Faults of a pane of one column whose reference has those values."""
+    feature = numeric_feature("x", values.astype(np.float32))
+    profile = ReferenceProfile(len(values), (TensorReference("numeric", "input", (feature,)),))
+    histogram = NumericHistogram([feature.edges], 1, follow=[True])
+    histogram.update(live.astype(np.float32)[:, None])
+    counts = TensorCounts(histogram.window(), *histogram.extremes(1))
+    shares = None if effective is None else {("input", "x"): effective}
+    return faults_of(profile, [counts], CONFIG, 100, shares)
+
+
+def test_a_stuck_column_is_told_from_few_rows_on_where_dependence_was_measured() -> None:
+    values = np.random.default_rng(0).normal(size=5000)
+    assert not of_column(values, np.full(FEWEST, 0.25)), "nobody knows how alike neighbours are"
+    (text,) = of_column(values, np.full(FEWEST, 0.25), effective=1.0).values()
+    assert text == f"all {FEWEST} values are 0.25, in the reference they vary"
+    assert not of_column(values, np.full(FEWEST - 1, 0.25), effective=1.0)
+    varied = np.append(np.full(FEWEST - 1, 0.25), 0.26)
+    assert not of_column(values, varied, effective=1.0)
+
+
+def test_a_column_that_changes_once_an_hour_is_not_stuck_within_the_hour() -> None:
+    values = np.random.default_rng(0).normal(size=5000)
+    assert not of_column(values, np.full(1000, 0.25), effective=1 / 500)
+    assert of_column(values, np.full(1000, 0.25)), "unless the rows are taken as independent"
+
+
+@pytest.mark.parametrize(("share", "rows", "stuck"), [(0.8, 100, False), (0.8, 140, True)])
+def test_a_column_that_hardly_varies_needs_more_rows_to_be_stuck(
+    share: float, rows: int, stuck: bool
+) -> None:
+    """0.8 to the power of 100 happens by chance in one of five thousand million panes."""
+    values = np.random.default_rng(0).random(5000) >= share
+    assert bool(of_column(values, np.zeros(rows))) == stuck
+    assert bool(of_column(values, np.zeros(rows), effective=1.0)) == stuck
+
+
+def test_missing_values_of_a_small_pane_are_no_fault_yet() -> None:
+    values = np.random.default_rng(0).normal(size=5000)
+    assert not of_column(values, np.full(FEWEST, np.nan), effective=1.0)
+
+
+def test_no_sound_column_is_stuck_in_thousands_of_small_panes() -> None:
+    random = np.random.default_rng(0)
+    values = random.poisson(0.2, 20_000)  # 82 % zeros
+    feature = numeric_feature("x", values.astype(np.float32))
+    profile = ReferenceProfile(20_000, (TensorReference("numeric", "input", (feature,)),))
+    histogram = NumericHistogram([feature.edges], 1, follow=[True])
+    alike = 0
+    for _ in range(3000):
+        histogram.advance()
+        pane = random.poisson(0.2, FEWEST).astype(np.float32)
+        alike += len(np.unique(pane)) == 1
+        histogram.update(pane[:, None])
+        counts = TensorCounts(histogram.window(), *histogram.extremes(1))
+        assert not faults_of(profile, [counts], CONFIG, 100, {("input", "x"): 1.0})
+    assert alike > 30, "panes with one value alone do come"
 
 
 def test_faults_of_panes_are_counted_and_told_in_their_newest_words() -> None:
