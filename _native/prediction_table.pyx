@@ -208,6 +208,29 @@ def row_keys(bytes ids not None, const int32_t[::1] id_ends not None, const int6
     return out
 
 
+def call_keys(bytes ids not None, const int32_t[::1] id_ends not None, const int64_t[::1] rows not None):
+    cdef Py_ssize_t calls = rows.shape[0], call, at = 0
+    cdef int64_t row, count = 0
+    cdef int32_t start = 0
+    cdef uint64_t hashed
+    cdef const char *text = PyBytes_AS_STRING(ids)
+    _check_ends(ids, id_ends, calls)
+    for call in range(calls):
+        if rows[call] < 0:
+            raise ValueError(f"call {call} has {rows[call]} rows")
+        count += rows[call]
+    out = np.empty(count, np.uint64)
+    cdef uint64_t[::1] keys = out
+    with nogil:
+        for call in range(calls):
+            hashed = hash_id(text + start, id_ends[call] - start)
+            start = id_ends[call]
+            for row in range(rows[call]):
+                keys[at] = hash_row(hashed, row)
+                at += 1
+    return out
+
+
 cdef inline uint64_t _key(
     const char *text, const int32_t[::1] ends, int64_t row, Py_ssize_t i
 ) noexcept nogil:

@@ -5,6 +5,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trimtab.server.app import Application, Listening
 from trimtab.server.config import ListenConfig, ServerConfig
@@ -13,14 +14,14 @@ LISTEN = ListenConfig(host="127.0.0.1", port=0, admin_port=0, metrics=False, fro
 
 
 @contextlib.contextmanager
-def serving(models_dir: Path, listen: ListenConfig) -> Iterator[Listening]:
-    """Until the block ends; on the addresses that it says."""
+def serving(models_dir: Path, listen: ListenConfig, **settings: Any) -> Iterator[Listening]:
+    """Until the block ends; on the addresses that it says. `settings`: others of the server's."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def make() -> Application:
-        return Application(ServerConfig(models_dir, server=listen))
+        return Application(ServerConfig(models_dir, server=listen, **settings))
 
     try:
         served = asyncio.run_coroutine_threadsafe(make(), loop).result(30)

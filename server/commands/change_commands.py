@@ -1,4 +1,4 @@
-"""The commands that change: promote, rollback, freeze, pin, block, their reverses, gc.
+"""The commands that change: promote, rollback, approve, reject, freeze, pin, block, their reverses, gc.
 
 The champion is changed by a running server alone: it loads the version, and lets it answer. What is
 the registry's alone is done in the directory where no server runs on it, under the same locks and into
@@ -91,6 +91,44 @@ def roll_back(
             version=to,
         )
     _show_champion(model, answer, as_json)
+
+
+@asks_server
+def approve(
+    models_dir: ModelsDir,
+    model: Model,
+    version: Version,
+    server: Server,
+    reason: Reason = "",
+    actor: Actor = None,
+    as_json: Json = False,
+) -> None:
+    """Approve VERSION, which passed its gates and waits for it: it goes on as the policy says.
+
+    `[promotion] approval` makes versions wait; `trimtab rollout` shows which one does.
+
+    `trimtab approve models airtime 3 --reason "checked against the winter schedule"`
+    """
+    request = admin_pb2.ApproveRequest(model_name=model, version=version)
+    _answer(server, request, actor, reason, as_json)
+
+
+@asks_server
+def reject(
+    models_dir: ModelsDir,
+    model: Model,
+    version: Version,
+    server: Server,
+    reason: Reason = "",
+    actor: Actor = None,
+    as_json: Json = False,
+) -> None:
+    """Reject VERSION, which waits for approval: it is refused, and blocked.
+
+    `trimtab reject models airtime 3 --reason "trained on the strike"`
+    """
+    request = admin_pb2.RejectRequest(model_name=model, version=version)
+    _answer(server, request, actor, reason, as_json)
 
 
 @asks_server
@@ -256,6 +294,17 @@ def remove_old(
         typer.echo(f"{model}: version {kept.version} stays: {kept.reason}")
     if not answer.removed:
         typer.echo(f"{model}: nothing to remove")
+
+
+def _answer(server: Server, request: Any, actor: str | None, reason: str, as_json: bool) -> None:
+    request.actor = actor or login_name()
+    request.reason = reason
+    with server.connect() as client:
+        answer = client.answer_approval(request)
+    if as_json:
+        print_json(as_dict(answer))
+        return
+    out().print(f"{request.model_name}: {answer.text}", markup=False, soft_wrap=True)
 
 
 def _change(

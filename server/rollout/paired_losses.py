@@ -10,6 +10,10 @@ The interval around the mean difference takes rows for alike that are: those of 
 those that were compared between two looks (`next_block`). Of the two standard errors over such
 clusters the larger one holds (Cameron and Miller, Journal of Human Resources 50, 2015, for the
 formula). Not thread-safe by itself.
+
+A loss has no upper limit, and one label that is not of this world (1e30 for 10) would be all that the
+means show. So a loss counts for ten times what 99 of 100 of the earlier version's losses stay below at
+most.
 """
 
 import itertools
@@ -32,6 +36,7 @@ _MAX_EARLY = 50_000
 _MIN_BLOCKS = 10  # fewer say nothing about how much they differ
 _MAX_BLOCKS = 4096
 _Z_95 = 1.959964
+_USUAL, _LARGEST = 0.99, 10.0  # see the module
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class PairedLosses:
                 if len(self._halves) > 2:
                     oldest = self._halves.pop(0)
                     self._forgotten += oldest.count - oldest.labelled
-                    self._sums.add(oldest)
+                    self._sums.add(oldest, self._limit())
                 continue
             part = slice(done, done + room)
             newest.add(keys[part], answers[0][part], answers[1][part], call[part], self._block)
@@ -121,8 +126,9 @@ class PairedLosses:
 
     def figures(self) -> LabelFigures:
         sums = self._sums.copy()
+        limit = self._limit()
         for half in self._halves:
-            sums.add(half)
+            sums.add(half, limit)
         metric = self._losses[1].name
         if not sums.rows:
             return LabelFigures(metric, forgotten=self._forgotten)
@@ -136,6 +142,14 @@ class PairedLosses:
             error=max(sums.by_call.error(mean), sums.block_error(mean)),
             forgotten=self._forgotten,
         )
+
+    def _limit(self) -> float:
+        """Of a loss, from those of the earlier version that are kept."""
+        kept = np.concatenate([half.loss[1, : half.count] for half in self._halves])
+        known = kept[~np.isnan(kept)]
+        # `lower`: of few losses the quantile is not the largest one.
+        usual = float(np.quantile(known, _USUAL, method="lower")) if len(known) else 0.0
+        return _LARGEST * usual if usual > 0 else math.inf
 
     def _label(self, keys: Sequence[int], labels: Sequence[Label]) -> None:
         latest = dict(zip(keys, labels, strict=True))
@@ -237,11 +251,11 @@ class _Sums:
         other.block_sizes = self.block_sizes.copy()
         return other
 
-    def add(self, half: _Rows) -> None:
+    def add(self, half: _Rows, limit: float) -> None:
         known = np.flatnonzero(~np.isnan(half.loss[0, : half.count]))
         if not len(known):
             return
-        version, against = half.loss[:, known]
+        version, against = np.minimum(half.loss[:, known], limit)
         difference = against - version
         self.rows += len(known)
         self.version += float(version.sum())

@@ -25,6 +25,7 @@ class RolloutActions:
     def __init__(self, context: ModelContext, lifecycle: Lifecycle) -> None:
         self._context = context
         self._lifecycle = lifecycle
+        self.held: tuple[int, str] | None = None  # the version that was held last, and why
 
     def promote(
         self, version: int, reason: str, evidence: Evidence, expected_revision: int
@@ -82,6 +83,7 @@ class RolloutActions:
 
     def hold(self, version: int, reason: str, evidence: Evidence) -> None:
         """It waits for a person."""
+        self.held = (version, reason)
         self._context.publish("held", version, reason=reason, evidence=evidence, record=True)
 
     def refuse(self, version: int, reason: str, evidence: Evidence) -> None:

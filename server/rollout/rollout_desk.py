@@ -7,6 +7,9 @@
 
     none → shadow → none        none → canary → none        none → bake → none
 
+With `approval` a version waits before all of that until somebody approves it (approval.py); what
+another one is going through goes on meanwhile.
+
 A shadow or a canary compares a new version with the champion, a bake the new champion with the one
 before, whoever promoted it. One phase at a time: a newer one ends the one before. What is judged
 and by what is verdict.py's; here is what gives it its snapshot and does what it says.
@@ -24,6 +27,7 @@ same each time; otherwise once a second.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +38,8 @@ from ..config import PromotionConfig
 from ..logs.label_log import Label
 from ..loop.loop_clock import Reading
 from ..loop.model_context import ModelContext
+from .approval import Waiting
+from .approval_desk import Answer, Answered, ApprovalDesk
 from .lifecycle import Lifecycle
 from .rollout_actions import RolloutActions
 from .rollout_past import ENDED, STARTED, STEPPED, VERDICT, Begun, RolloutPast
@@ -60,6 +66,7 @@ class RolloutDesk:
         self._context = context
         self._lifecycle = lifecycle
         self._actions = RolloutActions(context, lifecycle)
+        self._approvals = ApprovalDesk(context, self._actions, self._approved, self._not_approved)
         self._monotonic = monotonic
         self._past = RolloutPast()
         self._resume = False  # the past has something that the last server did not finish
@@ -75,10 +82,10 @@ class RolloutDesk:
     def status(self) -> RolloutStatus:
         """As of the last look, once a second, but for the counts of rows."""
         status, under_way = self._status, self._open
-        if under_way is None or status.phase == "none":
-            return status
-        stats = under_way.mirror.stats
-        return replace(status, rows_compared=stats.compared, rows_dropped=stats.dropped)
+        if under_way is not None and status.phase != "none":
+            stats = under_way.mirror.stats
+            status = replace(status, rows_compared=stats.compared, rows_dropped=stats.dropped)
+        return self._approvals.shown_in(status)
 
     def labels(self, labels: Sequence[Label]) -> None:
         """Labels came and are in the log."""
@@ -100,6 +107,7 @@ class RolloutDesk:
     def open(self) -> None:
         """Takes up the past; what was cut short is begun anew as the champion answers."""
         self._past = RolloutPast.of(self._context.directory.history().entries)
+        self._approvals.open(self._past)
         self._resume = True
 
     def close(self) -> None:
@@ -111,11 +119,28 @@ class RolloutDesk:
         self, version: int, reason: str, evidence: Mapping[str, Any], expected_revision: int
     ) -> None:
         """A version passed its gates: what the policy says. `reason`: why it was trained."""
-        policy = self._config.policy
+        self._approvals.overtake(version)
+        if self._config.approval:
+            self._approvals.want(version, reason, evidence, expected_revision)
+            return
         if self._open is not None:
             self._end(self._open, f"version {version} came, which passed its gates")
+        self._go_on(version, reason, evidence, expected_revision)
+
+    def answer(self, answer: Answer, future: "Future[Answered]") -> None:
+        """Somebody approves or rejects the version that waits; see ApprovalDesk."""
+        self._approvals.answer(answer, future)
+
+    def _go_on(
+        self, version: int, reason: str, evidence: Mapping[str, Any], expected_revision: int
+    ) -> None:
+        """What the policy says of a version that nothing stands in the way of."""
+        policy = self._config.policy
         if policy == "auto":
             self._actions.promote(version, reason, evidence, expected_revision)
+            return
+        if policy == "manual":  # it was another one as the version began to wait
+            self._actions.hold(version, f"{reason}; the policy is manual", evidence)
             return
         champion = self._state().champion
         if champion is None:
@@ -138,6 +163,7 @@ class RolloutDesk:
             self._past = replace(self._past.after(change))
         if (under_way := self._open) is not None and (why := self._interfered(under_way)):
             self._end(under_way, why)
+        self._approvals.look()
         watch = context.observed.champion
         if self._open is not None or watch is None:
             return
@@ -148,6 +174,10 @@ class RolloutDesk:
         if watch.version != state.champion:
             return  # another one answers in its place
         resume, self._resume = self._resume, False
+        if resume:
+            self._approvals.take_up(state)
+            if self._open is not None or self._state().revision != state.revision:
+                return  # what follows from that comes first
         begun = self._past.begun
         if resume and begun is not None:
             self._past = replace(self._past, begun=None)
@@ -160,6 +190,7 @@ class RolloutDesk:
     def settling(self, now: Reading) -> str:
         """Somebody waits for the model to settle: what is under way, else judge."""
         self._settled_at = self._monotonic()
+        self._approvals.look()
         if not self.hurry():
             return self.busy() or "rows were compared"
         return "a step of a roll-out" if self._look(now) else ""
@@ -176,6 +207,7 @@ class RolloutDesk:
 
     def tick(self, now: Reading) -> None:
         """Once a second."""
+        self._approvals.look()
         settled = self._settled_at
         if settled is None or self._monotonic() - settled > _SETTLER_S:
             self._look(now)
@@ -343,6 +375,32 @@ class RolloutDesk:
 
     def _end_entry(self, under_way: RolloutPhase, reason: str) -> None:
         self._tell(ENDED, under_way.begun, reason, **self._status.evidence())
+
+    # What follows from an answer.
+
+    def _approved(self, waiting: Waiting, why: str) -> str:
+        """Goes on with a version; a sentence on how."""
+        version = waiting.version
+        if self._open is not None:
+            self._end(self._open, f"version {version} was approved")
+        self._actions.held = None
+        self._status = RolloutStatus(self._context.name, version=version, against=waiting.against)
+        self._go_on(version, f"{waiting.why}; {why}", waiting.evidence, waiting.revision)
+        under_way, held = self._open, self._actions.held
+        if under_way is not None and under_way.begun.version == version:
+            limits = self._limits(under_way, self._context.now.ms)
+            return under_way.announcement(self._config, limits)
+        if held is not None:
+            self._status = replace(self._status, reason=held[1])
+            return f"version {version} was approved and is held: {held[1]}"
+        return f"version {version} is champion"
+
+    def _not_approved(self, waiting: Waiting, reason: str) -> None:
+        if self._open is None:
+            name = self._context.name
+            self._status = RolloutStatus(
+                name, version=waiting.version, against=waiting.against, reason=reason
+            )
 
     # What follows from a verdict.
 

@@ -2,7 +2,8 @@
 
 An immutable value; `after` takes the entries one by one. A phase that was begun and neither judged
 nor ended was cut short by the end of a server. Bakes that failed in a row are counted, so that
-trainings are held back across restarts too.
+trainings are held back across restarts too. Who waited for approval waits on; what was approved, and
+nothing followed from it, is still to be carried out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,13 @@ from typing import Any, Protocol
 
 from trimtab.registry.history import CHAMPION_CHANGES
 
+from .approval import Waiting
+
 STARTED, STEPPED = "rollout_started", "rollout_step"
 VERDICT, ENDED = "rollout_verdict", "rollout_ended"
+APPROVAL_WANTED, APPROVED = "approval_wanted", "approved"
+
+_FOLLOWS_APPROVAL = (*CHAMPION_CHANGES, STARTED, ENDED, "held", "refused")
 
 
 class Entry(Protocol):
@@ -55,6 +61,8 @@ class RolloutPast:
     begun: Begun | None = None  # a phase that nothing has ended
     failed_bakes: int = 0  # in a row
     last_failed_ms: int | None = None  # by the loop's clock
+    waiting: Waiting | None = None  # for approval
+    approved: Waiting | None = None  # and nothing has followed
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> "RolloutPast":
@@ -65,6 +73,25 @@ class RolloutPast:
         return past
 
     def after(self, entry: Entry) -> "RolloutPast":
+        if entry.kind == APPROVAL_WANTED:
+            waiting = Waiting.read(entry.version, entry.evidence)
+            return replace(self, waiting=waiting, approved=None)
+        if entry.kind == APPROVED:
+            waited = self.waiting if _is(self.waiting, entry.version) else None
+            return replace(self, waiting=None, approved=waited)
+        return self._after_answer(entry)._after_phase(entry)
+
+    def _after_answer(self, entry: Entry) -> "RolloutPast":
+        """Whatever is decided of a version that waited, or was approved, is what followed."""
+        past, kind, version = self, entry.kind, entry.version
+        of_wait = entry.evidence.get("phase") == "approval"
+        if _is(past.waiting, version) and of_wait and kind in (ENDED, "refused"):
+            past = replace(past, waiting=None)
+        if _is(past.approved, version) and kind in _FOLLOWS_APPROVAL:
+            past = replace(past, approved=None)
+        return past
+
+    def _after_phase(self, entry: Entry) -> "RolloutPast":
         if entry.kind in CHAMPION_CHANGES:
             first = self.change is None
             return replace(self, change=entry, baked=first or entry.kind != "promoted")
@@ -72,7 +99,7 @@ class RolloutPast:
             begun = _begun(entry)
             baked = self.baked or (begun is not None and begun.phase == "bake")
             return replace(self, begun=begun, baked=baked)
-        if entry.kind == ENDED:
+        if entry.kind == ENDED and entry.evidence.get("phase") != "approval":
             return replace(self, begun=None)
         if entry.kind == VERDICT:
             phase, verdict = (str(entry.evidence.get(key)) for key in ("phase", "verdict"))
@@ -88,6 +115,10 @@ class RolloutPast:
         if verdict == "fail":
             return replace(past, failed_bakes=self.failed_bakes + 1, last_failed_ms=now_ms)
         return replace(past, failed_bakes=0, last_failed_ms=None)
+
+
+def _is(waiting: Waiting | None, version: int) -> bool:
+    return waiting is not None and waiting.version == version
 
 
 def _begun(entry: Entry) -> Begun | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Phase = Literal["none", "shadow", "canary", "bake"]
+Phase = Literal["none", "approval", "shadow", "canary", "bake"]
 Outcome = Literal["pass", "fail", "inconclusive", ""]
 
 
@@ -19,7 +19,9 @@ class RolloutStatus:
 
     In a shadow or a canary `against` answers (but for the canary's share); in a bake `version`
     does, and `against` is the champion before it. After the end `phase` is "none", and the
-    figures, verdict and reason are those of the phase that ended last.
+    figures, verdict and reason are those of the phase that ended last. While a version waits for
+    approval and no other phase is under way, the phase is "approval", and its times are the wall
+    clock's.
     """
 
     model: str
@@ -46,6 +48,7 @@ class RolloutStatus:
     labelled_rows: int = 0
     verdict: Outcome = ""  # empty: none yet
     reason: str = ""  # of the verdict, or what the phase still waits for
+    awaiting_approval: int = 0  # version, whatever phase of another one is under way; 0: none
 
     def evidence(self) -> dict[str, Any]:
         """The figures as the history keeps them: rounded, and none that are not known."""

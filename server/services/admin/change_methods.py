@@ -23,9 +23,10 @@ from ...config import ConfigError
 from ...errors import AbortedError, InvalidRequestError, PreconditionError
 from ...lifecycle.champion_changes import ChampionChange
 from ...loop.control_loop import ControlLoop
+from ...rollout.approval_desk import Answer, Answered
 from ..handlers import CallContext, Handler
 from . import removal
-from .calls import Models, unary, version_of, why
+from .calls import Models, author, unary, version_of, why
 
 _Result = TypeVar("_Result")
 
@@ -41,7 +42,7 @@ class Changes(Protocol):
 
 
 class ChangeMethods:
-    """Promote, Rollback, Freeze, Pin, Block, their reverses, RemoveVersion, Retain."""
+    """Promote, Rollback, Approve, Reject, Freeze, Pin, Block, their reverses, RemoveVersion, Retain."""
 
     def __init__(self, models: Models, changes: Changes, loop: ControlLoop) -> None:
         self._models = models
@@ -62,6 +63,10 @@ class ChangeMethods:
         return {
             "Promote": unary(pb.PromoteRequest, self._promote, path),
             "Rollback": unary(pb.RollbackRequest, self._rollback, path),
+            "Approve": unary(
+                pb.ApproveRequest, functools.partial(self._answer, approve=True), path
+            ),
+            "Reject": unary(pb.RejectRequest, functools.partial(self._answer, approve=False), path),
             "RemoveVersion": unary(pb.RemoveVersionRequest, self._remove, path),
             "Retain": unary(pb.RetainRequest, self._retain, path),
             **{
@@ -108,6 +113,27 @@ class ChangeMethods:
 
         done, queued_ms = await asyncio.to_thread(run)
         return _response(done.state, queued_ms + done.elapsed_ms)
+
+    async def _answer(self, request: Any, context: CallContext, *, approve: bool) -> Message:
+        """The control loop decides, so that an answer comes before or after its deadline."""
+        began = time.monotonic()
+        version = version_of(request)
+        actor, reason = author(request, context)
+        model = request.model_name
+        answer = Answer(version, approve, actor, reason)
+
+        def ask() -> "Future[Answered]":
+            self._models.directory(model)
+            return self._loop.answer_approval(model, answer)
+
+        done = await asyncio.wrap_future(await asyncio.to_thread(ask))
+        return pb.ApprovalResponse(
+            revision=done.state.revision,
+            champion=done.state.champion or 0,
+            phase=self._loop.model(model).rollout.status().phase,
+            text=done.text,
+            elapsed_ms=(time.monotonic() - began) * 1000,
+        )
 
     async def _mark(
         self, method: Callable[..., State], request: Any, context: CallContext

@@ -266,6 +266,24 @@ def test_of_labels_that_come_early_the_latest_are_kept(monkeypatch: pytest.Monke
     assert losses.figures().rows == 3
 
 
+@pytest.mark.parametrize("absurd", [1e6, 1e30])
+def test_one_absurd_label_does_not_hide_that_a_version_is_worse(absurd: float) -> None:
+    losses = PairedLosses(AbsoluteError("variable"), AbsoluteError("variable"), 3_000)
+    random = np.random.default_rng(1)
+    for call in range(20):
+        against = np.abs(random.normal(5, 1, 100))
+        losses.add(calls([100], call), value(2 * against), value(against), 100)
+        truth = [0.0] * 100
+        if call == 3:
+            truth[7] = absurd
+        losses.label([Label(f"call-{call}", row, number=y) for row, y in enumerate(truth)])
+        losses.next_block()
+    figures = losses.figures()
+    assert figures.rows == 2_000
+    assert -figures.improvement > 0.9 * figures.against
+    assert figures.high < -0.5 * figures.against
+
+
 def test_blocks_that_differ_widen_the_interval() -> None:
     """The newer version is better in one hour and worse in the next: rows alone do not tell."""
     losses = PairedLosses(AbsoluteError("variable"), AbsoluteError("variable"), 10_000)
