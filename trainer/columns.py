@@ -18,6 +18,7 @@ from .recipe import Recipe, nearest
 NO_VALUE = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 # A column whose values float32 moves by more than this share of their spread is of no use.
 _SNAP_LOSS = 1e-3
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def clean_features(recipe: Recipe, frame: pl.DataFrame, origin: str) -> pl.DataFrame:
@@ -122,7 +123,9 @@ def target_column(recipe: Recipe, column: pl.Series, origin: str) -> pl.Series:
             column = _parsed(column, f"the target {name!r} of {origin}")
         if not column.dtype.is_numeric():
             raise DataError(f"the target {name!r} of {origin} holds {column.dtype}, not numbers")
-        return column.cast(pl.Float64)
+        wide = column.cast(pl.Float64)
+        # As good as none: no graph that computes in float32 could answer it.
+        return wide.set(wide.abs() > _LARGEST, None)
     if column.dtype.is_float():
         known = column.drop_nulls().drop_nans()
         if (known != known.round()).any():

@@ -41,6 +41,9 @@ _SERVED = "trimtab.served"
 _ID = "trimtab.id"
 _ROW = "trimtab.row"
 
+_ENOUGH = 100  # rows that tell what is usual of a target
+_FAR_SPREADS = 1000  # from its 1 % and 99 % points, in the distance of these
+
 
 @dataclass(frozen=True)
 class Source:
@@ -120,7 +123,7 @@ class Dataset:
         kinds = frame[TARGET].n_unique()
         if recipe.task == "binary" and kinds != 2:
             raise DataError(
-                f"the target {recipe.target!r} has {kinds} different values, "
+                f"the target {recipe.target!r} has {_counted(frame[TARGET])}, "
                 "and a binary task needs exactly 2"
             )
         if kinds < 2:
@@ -274,7 +277,7 @@ def _read(recipe: Recipe, files: Sequence[HistoryFile], log: LabelledLog | None)
     if not choice.sampled:
         everything = everything.drop(WEIGHT)
     told_labels = _label_facts(everything, log)
-    frame = everything.drop(_SERVED)
+    frame = _in_reason(recipe, everything.drop(_SERVED), dropped)
     dataset = Dataset(recipe, frame, tuple(sources), dropped, choice.to_dict(), told_labels)
     dataset.check()
     return dataset
@@ -401,6 +404,37 @@ def _labelled(frame: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
             dropped[why] = dropped.get(why, 0) + frame.height - kept.height
         frame = kept
     return frame
+
+
+def _in_reason(recipe: Recipe, frame: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
+    """Without targets that are not of this world: one of 1e30 among tens would be all that a fit, a
+    metric and the losses of the reference show."""
+    if recipe.classification or frame.height < _ENOUGH:
+        return frame
+    target = frame[TARGET]
+    low, high = target.quantile(0.01, "nearest"), target.quantile(0.99, "nearest")
+    if low is None or high is None or not low < high:
+        return frame
+    far = _FAR_SPREADS * (high - low)
+    kept = frame.filter(pl.col(TARGET).is_between(low - far, high + far))
+    if kept.height < frame.height:
+        why = (
+            f"rows whose target is further than {_FAR_SPREADS:,} usual spreads from the usual ones"
+        )
+        dropped[why] = frame.height - kept.height
+    return kept
+
+
+def _counted(target: pl.Series, most: int = 5) -> str:
+    """How many different values there are, the commonest and the rarest by name."""
+    counts = target.value_counts(sort=True).rows()
+    if len(counts) > most:
+        counts, between = [*counts[: most - 1], counts[-1]], ["…"]
+    else:
+        between = []
+    named = [f"{value!r} ({rows:,} {'row' if rows == 1 else 'rows'})" for value, rows in counts]
+    shown = ", ".join([*named[:-1], *between, named[-1]])
+    return f"{target.n_unique():,} different values: {shown}"
 
 
 def _in_order(frame: pl.DataFrame) -> pl.DataFrame:

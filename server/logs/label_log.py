@@ -10,7 +10,7 @@ from mature ones. `ages.json` has those of the finished files, which are rolled 
 the active file are in its frames.
 
 Nothing is checked here but what the file needs; the feedback service does that. Any thread may
-append; `sync_if_due` and `rotate` are the control loop's.
+append and `sync`; `sync_if_due` and `rotate` are the control loop's.
 """
 
 import contextlib
@@ -103,18 +103,29 @@ class LabelLog:
 
     def append(self, labels: Sequence[Label], event_time_ms: int) -> None:
         """Returns once the labels are in the file; OSError: none of them is."""
-        if not labels:
+        self.append_parts([(labels, event_time_ms)])
+
+    def append_parts(self, parts: Sequence[tuple[Sequence[Label], int]]) -> None:
+        """Labels that became known at several times, in one frame; as `append`."""
+        mine = [_Waiting(labels, time_ms) for labels, time_ms in parts if labels]
+        if not mine:
             return
-        mine = _Waiting(labels, event_time_ms)
+        last = mine[-1]  # whoever writes one of them writes all
         with self._waiting_lock:
-            self._waiting.append(mine)
+            self._waiting += mine
         with self._file_lock:
-            if not mine.written and mine.error is None:
+            if not last.written and last.error is None:
                 with self._waiting_lock:
                     together, self._waiting = self._waiting, []
                 self._write(together)
-        if mine.error is not None:
-            raise mine.error
+        if last.error is not None:
+            raise last.error
+
+    def sync(self) -> None:
+        """Returns once all that was appended is on the disk; raises OSError."""
+        with self._file_lock:
+            if self._frames.dirty:
+                self._sync()
 
     def sync_if_due(self) -> None:
         """Syncs what is older than `fsync_ms`; raises OSError."""

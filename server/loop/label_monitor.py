@@ -6,7 +6,8 @@ answer was is a loss, and losses go into the version's window (quality.py) in th
 labels come, or, where labels must mature, in the order of predictions once they have. A later label
 of the same row is a duplicate or a correction, which replaces the loss.
 
-Every label that was offered is counted under exactly one outcome. One that finds nothing is tried
+Every label that was offered is counted under exactly one outcome, in a tally of its own as well
+where it was offered with one. One that finds nothing is tried
 again for `EARLY_S`, since it may have overtaken the tap. Where the labels of a classification are
 all of one class over `min_rows` rows while the model expects others among as many of its answers,
 only one side is told of: nothing can be said of the quality, and nothing is judged.
@@ -41,12 +42,12 @@ from .label_stats import (
     DUPLICATE,
     JOINED,
     NO_ANSWER,
-    OUTCOMES,
     SKIPPED,
     UNKNOWN,
     UNREAD,
     WRONG_TYPE,
     LabelStats,
+    LabelTally,
     QualityEvent,
     VersionLabels,
 )
@@ -68,6 +69,16 @@ class _Version:
     labelled: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """Labels that found nothing, and are tried again until then."""
+
+    labels: list[Label]
+    known_ms: NDArray[np.int64]
+    deadline: float
+    tally: LabelTally | None
+
+
 class LabelMonitor:
     """One model's. See the module for who calls what."""
 
@@ -83,11 +94,12 @@ class LabelMonitor:
         self._lock = threading.Lock()  # guards the four below
         self._forms: list[AnsweredRows] = []  # the newest last
         self._versions: dict[int, _Version] = {}
-        self._inbox: deque[tuple[Sequence[Label], int]] = deque()
+        self._inbox: deque[tuple[Sequence[Label], int, LabelTally | None]] = deque()
         self._waiting = 0
-        self._early: list[tuple[list[Label], NDArray[np.int64], float]] = []  # with a deadline
+        self._early: list[_Early] = []
         self._pane_ids = itertools.count()
-        self._counts = dict.fromkeys(OUTCOMES, 0)
+        self._total = LabelTally()
+        self._tally: LabelTally | None = None  # of the labels that are being looked at
         self._lags = LabelLags()
         self._champion: int | None = None
         self._events: list[QualityEvent] = []
@@ -118,13 +130,24 @@ class LabelMonitor:
                 del self._versions[old]
         return tap
 
-    def offer(self, labels: Sequence[Label], known_ms: int) -> None:
-        """Labels that became known then, to be looked at."""
+    @property
+    def takes_text(self) -> bool | None:
+        """Whether labels are texts, for every version that answers; None: either will do."""
+        with self._lock:
+            wanted = {form.takes_text for form in self._forms}
+        return wanted.pop() if len(wanted) == 1 else None
+
+    def offer(
+        self, labels: Sequence[Label], known_ms: int, tally: LabelTally | None = None
+    ) -> None:
+        """Labels that became known then, to be looked at; `tally`: where to count them besides."""
         with self._lock:
             if self._waiting + len(labels) > _MAX_WAITING:
-                self._counts[UNREAD] += len(labels)
+                for each in (self._total, tally):
+                    if each is not None:
+                        each.outcomes[UNREAD] += len(labels)
                 return
-            self._inbox.append((labels, known_ms))
+            self._inbox.append((labels, known_ms, tally))
             self._waiting += len(labels)
 
     def follow(self, config: LabelsConfig, label_maturity_s: float) -> None:
@@ -153,13 +176,15 @@ class LabelMonitor:
             forms = self._forms[::-1]
         now = self._clock()
         early, self._early = self._early, []
-        for labels, known, deadline in early:
-            self._join(forms, labels, known, now_ms, deadline, now)
-        if offered:
-            together = [label for labels, _ in offered for label in labels]
+        for each in early:
+            self._tally = each.tally
+            self._join(forms, each.labels, each.known_ms, now_ms, each.deadline, now)
+        for self._tally, of_one in itertools.groupby(offered, key=lambda offer: offer[2]):
+            some = list(of_one)
+            together = [label for labels, _, _ in some for label in labels]
             known = np.repeat(
-                np.array([at for _, at in offered], np.int64),
-                [len(labels) for labels, _ in offered],
+                np.array([at for _, at, _ in some], np.int64),
+                [len(labels) for labels, _, _ in some],
             )
             deadline = now + EARLY_S if forms else now
             self._join(forms, together, known, now_ms, deadline, now)
@@ -173,12 +198,12 @@ class LabelMonitor:
         with self._lock:
             versions, forms = list(self._versions.values()), list(self._forms)
             early, waiting = list(self._early), self._waiting
-            counts = dict(self._counts)
+            counts = dict(self._total.outcomes)
         lags = [self._lags.quantile(share) for share in (0.5, 0.9, 0.99)]
         p50, p90, p99 = lags
         return LabelStats(
             outcomes=MappingProxyType(counts),
-            waiting=waiting + sum(len(labels) for labels, _, _ in early),
+            waiting=waiting + sum(len(each.labels) for each in early),
             young=sum(form.young_rows for form in forms),
             remembered=sum(len(form.table) for form in forms),
             forgotten=sum(form.table.forgotten for form in forms),
@@ -221,16 +246,15 @@ class LabelMonitor:
             rest = np.flatnonzero(found != FOUND)
             labels = [labels[at] for at in rest]
             known_ms, left_out = known_ms[rest], left_out[rest]
-        self._counts[SKIPPED] += int(left_out.sum())
+        self._add(SKIPPED, int(left_out.sum()))
         rest = np.flatnonzero(~left_out)
         missing = len(rest)
-        room = _MAX_EARLY - sum(len(held) for held, _, _ in self._early)
+        room = _MAX_EARLY - sum(len(each.labels) for each in self._early)
         if missing and deadline > now and room > 0:
-            self._early.append(
-                ([labels[at] for at in rest[:room]], known_ms[rest[:room]], deadline)
-            )
+            held = [labels[at] for at in rest[:room]]
+            self._early.append(_Early(held, known_ms[rest[:room]], deadline, self._tally))
             missing = max(0, missing - room)
-        self._counts[UNKNOWN] += missing
+        self._add(UNKNOWN, missing)
 
     def _take(
         self,
@@ -245,8 +269,8 @@ class LabelMonitor:
         losses = form.loss.of(answers, labels)
         right = form.right_type(labels)
         known = right & np.isfinite(losses)
-        self._counts[WRONG_TYPE] += int((~right).sum())
-        self._counts[NO_ANSWER] += int((right & ~known).sum())
+        self._add(WRONG_TYPE, int((~right).sum()))
+        self._add(NO_ANSWER, int((right & ~known).sum()))
         truth = truths(labels)
         order = np.flatnonzero(known)
         while len(order):  # of several labels of one row each is taken after the one before
@@ -256,8 +280,8 @@ class LabelMonitor:
             earlier = form.earlier(sequence[at])
             new, old = at[~earlier], at[earlier]
             same = form.truth[sequence[old] % form.capacity] == truth[old]
-            self._counts[JOINED] += len(new)
-            self._counts[DUPLICATE] += int(same.sum())
+            self._add(JOINED, len(new))
+            self._add(DUPLICATE, int(same.sum()))
             self._correct(form, sequence[old[~same]], version, old[~same], truth, losses)
             if not len(new):
                 continue
@@ -286,7 +310,7 @@ class LabelMonitor:
         truth: NDArray[np.int64],
         losses: NDArray[np.float64],
     ) -> None:
-        self._counts[CORRECTED] += len(at)
+        self._add(CORRECTED, len(at))
         for row, index in zip((sequence % form.capacity).tolist(), at.tolist(), strict=True):
             watched = self._versions.get(int(version[index]))
             if watched is not None and form.pane[row] >= 0:
@@ -339,6 +363,11 @@ class LabelMonitor:
         if was:
             self._tell("labels_two_sided", "labels are of several classes again", {})
         return None
+
+    def _add(self, outcome: str, count: int) -> None:
+        self._total.outcomes[outcome] += count
+        if self._tally is not None:
+            self._tally.outcomes[outcome] += count
 
     def _tell(self, kind: str, reason: str, evidence: Mapping[str, Any]) -> None:
         if self._champion is not None:

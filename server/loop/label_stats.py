@@ -19,6 +19,24 @@ UNREAD = "unread"  # too many waited to be looked at
 OUTCOMES = (JOINED, DUPLICATE, CORRECTED, UNKNOWN, SKIPPED, WRONG_TYPE, NO_ANSWER, UNREAD)
 
 
+class LabelTally:
+    """What became of the labels of one origin, a file of them for instance.
+
+    Written by the control loop's thread, but for `unread`, which is whoever's offers the labels.
+    """
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
+
+    def __repr__(self) -> str:
+        return f"LabelTally({ {name: count for name, count in self.outcomes.items() if count} })"
+
+    @property
+    def total(self) -> int:
+        """Labels that have an outcome."""
+        return sum(self.outcomes.values())
+
+
 @dataclass(frozen=True)
 class QualityEvent:
     """Something to tell of the champion."""

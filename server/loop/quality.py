@@ -10,7 +10,12 @@ however often one looks, by an e-detector over the losses' distribution as for d
     collecting → ok ↔ degraded      (`hysteresis_panes` windows in a row on the other side)
 
 A correction changes the window's mean, also of a pane that has ended; what that pane was counted
-for as evidence stays. The control loop's thread alone.
+for as evidence stays.
+
+An absolute error has no upper limit, and a label that is not of this world (1e30 for 10) would hide
+any loss of quality behind a variance as large. So it counts for ten times the reference's largest at
+most: still an error like no other, and one row in a thousand of them moves the mean of a normal
+distribution's by some 5 %. The control loop's thread alone.
 """
 
 import itertools
@@ -24,6 +29,7 @@ from numpy.typing import NDArray
 
 from trimtab._native.e_detector import EDetector
 from trimtab._native.evidence import design_effect, evidence_groups, log_threshold
+from trimtab._native.losses import ABSOLUTE_ERROR
 from trimtab._native.reference import NumericFeature, numeric_feature
 
 from ..config import LabelsConfig
@@ -33,6 +39,8 @@ OK, DEGRADED = "ok", "degraded"
 
 _Z_95 = 1.959964
 _EVIDENCE_PANES = 100  # that dependence is measured over
+_LARGEST = 10.0  # absolute error that counts, in the reference's largest
+_USUAL = 0.99  # of the rows that become a reference: the largest one of these is not made up
 
 _Floats = NDArray[np.float64]
 
@@ -193,6 +201,7 @@ class VersionQuality:
         self._kept_id = next(self._ids)  # of the pane that these count as
         self._streak = 0  # windows in a row that disagree with the state
         self.latest = Quality(version, metric)
+        self._limit = math.inf  # of a loss
         self._reference: NumericFeature | None = None
         if reference is not None and reference.name == metric and reference.moment_rows() > 1:
             self._begin(reference, "training")
@@ -208,6 +217,7 @@ class VersionQuality:
         done = 0
         if self._reference is None:
             done = self._keep(losses)
+        losses = np.minimum(losses, self._limit)
         while done < len(losses) and self._reference is not None:
             part = losses[done : done + self.pane_rows - self._open.rows]
             panes[done : done + len(part)] = self._open.id
@@ -223,6 +233,7 @@ class VersionQuality:
             if pane_id == self._kept_id:
                 self._correct_kept(was, now)
             return
+        was, now = min(was, self._limit), min(now, self._limit)
         for pane in (*self._panes, self._open):
             if pane.id == pane_id:
                 centre = self._reference.mean
@@ -265,12 +276,16 @@ class VersionQuality:
         )
         if kept == self.config.window_rows:
             first = np.concatenate(self._kept)
+            if self.latest.metric == ABSOLUTE_ERROR:
+                first = np.minimum(first, _limit(float(np.quantile(first, _USUAL))))
             self._kept = []
             self._begin(numeric_feature(self.latest.metric, first), "bootstrap")
         return min(wanted, len(losses))
 
     def _begin(self, reference: NumericFeature, origin: str) -> None:
         self._reference = reference
+        if reference.name == ABSOLUTE_ERROR:
+            self._limit = _limit(reference.maximum)
         self._groups = LossGroups(reference)
         self._detector = EDetector([self._groups.masses])
         self._threshold = log_threshold(max(1.0, self.config.false_alarm_rows / self.pane_rows))
@@ -362,6 +377,11 @@ def _reason(found: Quality, config: LabelsConfig, large: bool, worse: bool) -> s
     if large and not worse:
         return f"{text}; it may be chance yet"
     return text
+
+
+def _limit(largest: float) -> float:
+    """What a loss counts for at most; where all are 0 there is no measure."""
+    return _LARGEST * largest if largest > 0 else math.inf
 
 
 def _percent(share: float) -> str:

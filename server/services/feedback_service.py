@@ -1,8 +1,9 @@
 """`trimtab.v1.Feedback`: labels for predictions that were served.
 
 OK means that the labels are in the log. A batch is taken whole or refused whole, with the first
-label that is wrong named. Whether a prediction of that id was ever served is not checked: labels
-may come days later, and the join with the traffic log is the trainer's.
+label that is wrong named: a text for a model that gives numbers would be of use to nobody. Whether
+a prediction of that id was ever served is not checked: labels may come days later, and the join
+with the traffic log is the trainer's.
 
 Labels are written by threads of their own: those that operators' calls share may all wait for the
 lock of one model. Idle threads end with the service.
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from trimtab.proto import feedback_pb2 as pb
@@ -27,12 +29,17 @@ SERVICE = "trimtab.v1.Feedback"
 MAX_LABELS = 100_000  # per request
 MAX_ID_BYTES = 1024
 MAX_TEXT_BYTES = 64 * 1024
+MAX_NUMBER = float(np.finfo(np.float32).max)  # what models compute in
 
 _WRITERS = 4  # threads
 
 
 class Sink(Protocol):
     """Takes checked labels; OSError: none of them was kept. Blocks."""
+
+    @property
+    def takes_text(self) -> bool | None:
+        """Whether labels are texts; None: either will do, or nobody knows."""
 
     def submit_labels(self, labels: Sequence[Label], event_time_ms: int) -> None: ...
 
@@ -80,8 +87,13 @@ class FeedbackService:
         return pb.SubmitLabelsResponse(accepted=len(request.labels)).SerializeToString()
 
     def _take(self, request: pb.SubmitLabelsRequest) -> None:
-        labels = [self._label(index, label) for index, label in enumerate(request.labels)]
         sink = self._sink_of(request.model_name)
+        takes_text = sink.takes_text
+        labels = []
+        for index, label in enumerate(request.labels):
+            labels.append(self._label(index, label))
+            if takes_text is not None and takes_text != (labels[-1].text is not None):
+                raise _wrong_type(request.model_name, index, labels[-1])
         try:
             sink.submit_labels(labels, request.event_time_ms or self._wall())
         except OSError as error:
@@ -106,6 +118,11 @@ class FeedbackService:
                 raise InvalidRequestError(
                     f"{where} (id {label.id!r}, row {label.row}): {label.number} is not a number"
                 )
+            if abs(label.number) > MAX_NUMBER:
+                raise InvalidRequestError(
+                    f"{where} (id {label.id!r}, row {label.row}): {label.number} is beyond float32, "
+                    f"whose largest is {MAX_NUMBER:.6g}"
+                )
             return Label(label.id, label.row, number=label.number)
         if kind == "text":
             if len(label.text.encode()) > MAX_TEXT_BYTES:
@@ -116,3 +133,15 @@ class FeedbackService:
         raise InvalidRequestError(
             f"{where} (id {label.id!r}, row {label.row}) has neither number nor text"
         )
+
+
+def _wrong_type(model: str, index: int, label: Label) -> InvalidRequestError:
+    where = f"label {index} (id {label.id!r}, row {label.row})"
+    if label.text is None:
+        return InvalidRequestError(
+            f"{where}: {label.number:g} is a number, and the classes of model '{model}' are texts"
+        )
+    text = label.text if len(label.text) <= 60 else f"{label.text[:59]}…"
+    return InvalidRequestError(
+        f"{where}: {text!r} is a text, and what model '{model}' answers is a number"
+    )

@@ -39,6 +39,21 @@ def test_labels_are_in_the_file_when_append_returns(tmp_path: Path) -> None:
     log.close()
 
 
+def test_parts_that_became_known_at_several_times_share_one_frame_and_are_synced_on_demand(
+    tmp_path: Path,
+) -> None:
+    log = opened(tmp_path, fsync_ms=1_000_000)
+    parts = [([Label("a", row, number=1.0)], 10 * row) for row in range(3)]
+    log.append_parts([*parts, ([], 99)])
+    assert len(list(read_frames(tmp_path / "active.frames"))) == 1
+    assert rows_of(tmp_path).select("row", "event_time").rows() == [(0, 0), (1, 10), (2, 20)]
+    assert log._frames.dirty
+    log.sync()
+    assert not log._frames.dirty
+    assert log.counts(25, 10) == LabelCounts(2, 1)
+    log.close()
+
+
 def test_callers_that_come_together_share_frames_and_lose_nothing(tmp_path: Path) -> None:
     log = opened(tmp_path)
     start = threading.Barrier(8)

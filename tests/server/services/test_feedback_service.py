@@ -14,7 +14,8 @@ from trimtab.server.services.handlers import CallContext, UnaryHandler
 
 
 class FakeSink:
-    def __init__(self) -> None:
+    def __init__(self, takes_text: bool | None = None) -> None:
+        self.takes_text = takes_text
         self.taken: list[tuple[list[Label], int]] = []
         self.error: OSError | None = None
 
@@ -64,6 +65,7 @@ def test_an_empty_list_is_fine() -> None:
         (pb.Label(id="a", row=1), "neither number nor text"),
         (pb.Label(id="a", number=float("nan")), "nan is not a number"),
         (pb.Label(id="a", number=float("-inf")), "-inf is not a number"),
+        (pb.Label(id="a", number=-1e300), r"-1e\+300 is beyond float32, whose largest is 3.4"),
         (pb.Label(id="a", text="x" * 65537), "longer than 65,536 bytes"),
     ],
 )
@@ -87,6 +89,20 @@ def test_what_else_can_be_wrong_with_a_request() -> None:
     many = [pb.Label(id="a", number=1)] * (MAX_LABELS + 1)
     with pytest.raises(InvalidRequestError, match="100,001 labels for model 'm' exceed 100,000"):
         submit(sink, pb.SubmitLabelsRequest(model_name="m", labels=many))
+
+
+def test_labels_of_a_type_that_the_model_cannot_have_are_refused() -> None:
+    """Nobody could use them: the trainer leaves them out, and no answer can be held against them."""
+    sink = FakeSink(takes_text=False)
+    right, wrong = pb.Label(id="a", number=1), pb.Label(id="b", row=2, text="one")
+    with pytest.raises(InvalidRequestError, match=r"label 1 \(id 'b', row 2\): 'one' is a text"):
+        submit(sink, pb.SubmitLabelsRequest(model_name="m", labels=[right, wrong]))
+    sink.takes_text = True
+    with pytest.raises(InvalidRequestError, match="label 1 .*1 is a number, .* 'm' are texts"):
+        submit(sink, pb.SubmitLabelsRequest(model_name="m", labels=[wrong, right]))
+    assert not sink.taken
+    sink.takes_text = None
+    assert submit(sink, pb.SubmitLabelsRequest(model_name="m", labels=[wrong, right])) == 2
 
 
 def test_a_full_disk_is_told_to_the_client() -> None:
