@@ -55,8 +55,8 @@ class NumericHistogram(Histogram):
         """`follow`: the columns whose extremes are wanted; None: of none."""
 
     def update(self, batch: NDArray[Any], room: int = -1, pane_rows: int = 0) -> None:
-        """Counts the rows of a C-contiguous (rows, columns) array of bool, integers or floats of
-        32 or 64 bits; ValueError if it is anything else."""
+        """Counts the rows of a (rows, columns) array of bool, integers or floats of 32 or 64 bits, each
+        row contiguous; ValueError if it is anything else."""
 
     def extremes(self, panes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The lowest and the highest value per followed column in the newest panes, the open one

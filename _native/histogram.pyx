@@ -7,7 +7,7 @@ without the GIL, and nobody waits for the mutex with the GIL: a reader delays a 
 of a window, never by Python. A batch is checked whole before anything of it is counted.
 """
 
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDED_RO
 from libc.math cimport NAN
 from libc.stdint cimport int32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -267,7 +267,8 @@ cdef class NumericHistogram(Histogram):
     def update(self, batch not None, Py_ssize_t room = -1, Py_ssize_t pane_rows = 0):
         cdef Py_buffer view
         cdef Kind kind
-        PyObject_GetBuffer(batch, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        cdef Py_ssize_t apart
+        PyObject_GetBuffer(batch, &view, PyBUF_STRIDED_RO | PyBUF_FORMAT)
         try:
             if view.ndim != 2 or view.shape[1] != self.columns:
                 shape = tuple([view.shape[axis] for axis in range(view.ndim)])
@@ -279,25 +280,40 @@ cdef class NumericHistogram(Histogram):
                     "or floats of 32 or 64 bits"
                 )
             _check_room(room, pane_rows)
+            apart = view.strides[0] // view.itemsize if view.shape[0] > 1 else self.columns
+            if (
+                (view.strides[1] != view.itemsize and self.columns > 1)
+                or view.strides[0] % view.itemsize
+                or apart < self.columns
+            ):
+                raise ValueError(
+                    f"batch has strides of {view.strides[0]} and {view.strides[1]} bytes, expected "
+                    f"rows of {view.itemsize} bytes a value, one after another"
+                )
+            if self._copies > 1 and apart != self.columns:
+                self.update(np.ascontiguousarray(batch), room, pane_rows)  # copy of a narrow one
+                return
             with nogil, self._mutex:
                 self._count_panes(
-                    kind, <const char *> view.buf, view.shape[0], view.itemsize, room, pane_rows
+                    kind, <const char *> view.buf, view.shape[0], apart, view.itemsize,
+                    room, pane_rows,
                 )
         finally:
             PyBuffer_Release(&view)
 
     cdef void _count_panes(
-        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t itemsize,
+        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t apart, Py_ssize_t itemsize,
         Py_ssize_t room, Py_ssize_t pane_rows,
     ) noexcept nogil:
+        """`apart`: values between the beginnings of two rows."""
         cdef Py_ssize_t piece
         while rows:
             piece = rows if room < 0 else min(rows, room)
             if piece:
-                self._count(kind, data, piece, itemsize)
+                self._count(kind, data, piece, apart, itemsize)
                 if self._following:
-                    self._extend(kind, data, piece, itemsize)
-                data += piece * self.columns * itemsize
+                    self._extend(kind, data, piece, apart, itemsize)
+                data += piece * apart * itemsize
                 rows -= piece
             if rows:
                 self._advance()
@@ -305,7 +321,7 @@ cdef class NumericHistogram(Histogram):
                 room = pane_rows
 
     cdef void _extend(
-        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t itemsize
+        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t apart, Py_ssize_t itemsize
     ) noexcept nogil:
         """Follows the extremes of the columns that did not vary so far in the open pane."""
         cdef int32_t *following = self._followed + self.columns
@@ -317,7 +333,7 @@ cdef class NumericHistogram(Histogram):
         for at in range(self._following):
             column = following[at]
             for row in range(rows):
-                value = _number(kind, data + (row * self.columns + column) * itemsize)
+                value = _number(kind, data + (row * apart + column) * itemsize)
                 _lower(&lowest[column], value)
                 _raise(&highest[column], value)
                 if lowest[column] < highest[column]:
@@ -328,26 +344,29 @@ cdef class NumericHistogram(Histogram):
         self._following = left
 
     cdef void _count(
-        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t itemsize
+        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t apart, Py_ssize_t itemsize
     ) noexcept nogil:
         cdef Py_ssize_t left = rows * self.columns
         cdef Py_ssize_t high
+        if self._copies > 1:
+            apart = self._width
         while left >= self._width:
             high = min(left // self._width, TILE_ROWS)
-            self._count_rows(kind, data, high, self._width, itemsize)
-            data += high * self._width * itemsize
+            self._count_rows(kind, data, high, self._width, apart, itemsize)
+            data += high * apart * itemsize
             left -= high * self._width
         if left:
-            self._count_rows(kind, data, 1, left, itemsize)
+            self._count_rows(kind, data, 1, left, left, itemsize)
 
     cdef void _count_rows(
-        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t itemsize
+        self, Kind kind, const char *data, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t apart,
+        Py_ssize_t itemsize,
     ) noexcept nogil:
         """Counts at most TILE_ROWS rows."""
         cdef Py_ssize_t at = 0, columns
         while at < width:
             columns = min(width - at, TILE_COLUMNS)
-            _load_kind(kind, data + at * itemsize, self._values, rows, columns, width)  # copy
+            _load_kind(kind, data + at * itemsize, self._values, rows, columns, apart)  # copy
             self._search(
                 self._values, <int> rows, <int> columns, self._trees + (at << self._levels),
                 self._levels, <int32_t> (self.slots - 1), self._found,

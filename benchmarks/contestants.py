@@ -23,7 +23,8 @@ from serving_models import Question, WrongAnswerError
 
 from trimtab.server.commands.admin_client import AdminClient
 
-_NOT_WATCHED = "[drift]\nenabled = false\n\n[traffic]\nenabled = false\n"
+NOT_WATCHED = "[drift]\nenabled = false\n\n[traffic]\nenabled = false\n"
+EVERY_ROW = "[drift]\nmax_rows_per_s = 0\n"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Trial:
 
     question: Question
     load: Load
-    watched: bool  # for drift, and in the traffic log
+    settings: str = ""  # of Trimtab, as TOML
 
 
 Starter = Callable[[Trial, Path], AbstractContextManager[Contestant]]  # with a folder to work in
@@ -76,7 +77,7 @@ def trimtab(frontend: str, trial: Trial, folder: Path) -> Iterator[Contestant]:
     models_dir = folder / "models"
     shutil.copytree(trial.question.model.models_dir, models_dir)
     settings = folder / "server.toml"
-    settings.write_text("" if trial.watched else _NOT_WATCHED)
+    settings.write_text(trial.settings)
     command: list[str | Path] = [sys.executable, "-m", "trimtab.server", "serve", models_dir]
     command += ["--config", settings, "--frontend", frontend, "--json", "--log-level", "error"]
     command += ["--host", "127.0.0.1", "--port", "0", "--admin-port", "0"]

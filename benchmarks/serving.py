@@ -31,7 +31,7 @@ import numpy as np
 import peer_servers
 import serving_models
 import serving_report
-from contestants import Contestant, Counters, Starter, Trial
+from contestants import EVERY_ROW, NOT_WATCHED, Contestant, Counters, Starter, Trial
 from environment import describe
 from load import FRAME_BYTES, Load, LoadError
 from making import MADE, AbsentError
@@ -67,15 +67,21 @@ class Case:
     rows: int
     load: Load
     servers: Sequence[str]
-    watched: bool = True  # for drift, and in the traffic log
+    settings: str = ""  # of Trimtab, as TOML
+
+    @property
+    def watched(self) -> bool:
+        """For drift, and in the traffic log."""
+        return self.settings != NOT_WATCHED
 
 
 CASES = (
     Case("one_row_8x32", "one row", "logistic", 1, WIDE, TRIMTAB + ECHOES + PEERS),
-    Case("one_row_8x32_no_drift", "one row", "logistic", 1, WIDE, TRIMTAB, watched=False),
+    Case("one_row_8x32_no_drift", "one row", "logistic", 1, WIDE, TRIMTAB, NOT_WATCHED),
     Case("one_row_1x1", "one in flight", "logistic", 1, ALONE, TRIMTAB + ECHOES + PEERS),
     Case("rows64_8x32", "64 rows", "logistic", 64, WIDE, TRIMTAB + ECHOES + PEERS),
-    Case("rows64_8x32_no_drift", "64 rows", "logistic", 64, WIDE, TRIMTAB, watched=False),
+    Case("rows64_8x32_no_drift", "64 rows", "logistic", 64, WIDE, TRIMTAB, NOT_WATCHED),
+    Case("rows64_8x32_every_row", "64 rows", "logistic", 64, WIDE, TRIMTAB, EVERY_ROW),
     Case("trees_8x32", "trees", "trees", 1, WIDE, TRIMTAB + PEERS),
     Case("strings_8x32", "strings", "strings", 1, WIDE, TRIMTAB + PEERS),
 )
@@ -197,7 +203,7 @@ class Benchmark:
         question = serving_models.ask(self._models[case.model], case.rows)
         with tempfile.TemporaryDirectory(dir=self._folder) as own:  # its traffic log may be large
             starter = STARTERS[server]
-            with starter(Trial(question, case.load, case.watched), Path(own) / "server") as running:
+            with starter(Trial(question, case.load, case.settings), Path(own) / "server") as running:
                 yield question, running
 
     def _take_turns(self, group: str, entries: Sequence[Entry]) -> None:

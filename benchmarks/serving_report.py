@@ -26,6 +26,7 @@ _AGAINST = (
     ("cpu_us_per_request", "triton_python_backend"),
 )
 _OFF = "_no_drift"
+_EVERY_ROW = "_every_row"
 
 Figures = Mapping[str, Any]
 Cases = Mapping[str, Mapping[str, Figures]]
@@ -53,7 +54,7 @@ def ratios(cases: Cases) -> dict[str, dict[str, float]]:
                 ratio = _ratio(servers[server], servers.get(other), figure)
                 if ratio is not None:
                     found[f"{server} {figure} / {other}"] = ratio
-            off = cases.get(case + _OFF, {}).get(server)
+            off = cases.get(case.removesuffix(_EVERY_ROW) + _OFF, {}).get(server)
             ratio = _ratio(servers[server], off, "cpu_us_per_request")
             if ratio is not None:
                 found[f"{server} cpu_us_per_request / not watched"] = ratio

@@ -1,10 +1,11 @@
-"""How much memory a training's data stage takes on a large log: rows, seconds, peak MiB.
+"""How much memory a training takes on a large log: rows, seconds, peak MiB.
 
     python benchmarks/training_memory.py --rows 20000000 --columns 30 --json
 
 Writes a traffic log and its labels as the server's rolling leaves them (Parquet files of 500,000
 rows, one request a row, the worst case for joins) and reads the training window in a process of its
 own, whose peak is the kernel's figure. Libraries alone are measured too: what they take is no data.
+With `--train` a whole training is run on it as well: fit, export, gates, version.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ _FILE_ROWS = 500_000
 _DAY_MS = 86_400_000
 _START_MS = 1_700_000_000_000
 _CATEGORIES = 5  # of the columns
+_MODEL = "m"
 
 
 def write_log(data: Path, rows: int, columns: int, labelled: float) -> None:
@@ -58,20 +61,12 @@ def write_log(data: Path, rows: int, columns: int, labelled: float) -> None:
 
 def read_window(data: Path, columns: int, recipe: dict[str, Any]) -> dict[str, Any]:
     """In the child: the data stage alone, and this process's peak."""
-    import time
-
     from trimtab.trainer.dataset import Dataset
     from trimtab.trainer.recipe import Recipe
 
     libraries = _peak_mib()
-    table = {
-        "target": "y",
-        "numeric": [f"x{at}" for at in range(columns - _CATEGORIES)],
-        "categorical": [f"c{at}" for at in range(_CATEGORIES)],
-        "time": "when",
-    }
     began = time.monotonic()
-    window = Dataset.read(Recipe.parse({**table, **recipe}), data)
+    window = Dataset.read(Recipe.parse(_recipe_of(columns, recipe)), data)
     return {
         "seconds": round(time.monotonic() - began, 2),
         "peak_mib": _peak_mib(),
@@ -80,6 +75,40 @@ def read_window(data: Path, columns: int, recipe: dict[str, Any]) -> dict[str, A
         "rate": window.sampling["rate"],
         "window_rows": window.sampling["window_rows"],
         "sha256": window.sha256(),
+    }
+
+
+def _recipe_of(columns: int, recipe: dict[str, Any]) -> dict[str, Any]:
+    table = {
+        "task": "regression",
+        "target": "y",
+        "numeric": [f"x{at}" for at in range(columns - _CATEGORIES)],
+        "categorical": [f"c{at}" for at in range(_CATEGORIES)],
+        "time": "when",
+    }
+    return {**table, **recipe}
+
+
+def train(models: Path, columns: int, recipe: dict[str, Any]) -> dict[str, Any]:
+    """A training as the server starts one, on one thread."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in _recipe_of(columns, recipe).items()]
+    (models / _MODEL).mkdir(exist_ok=True)
+    (models / _MODEL / "trimtab.toml").write_text("\n".join(["[recipe]", *lines, ""]))
+    command = [sys.executable, "-m", "trimtab.trainer", "train", f"--models-dir={models}"]
+    began = time.monotonic()
+    with subprocess.Popen(
+        [*command, f"--model={_MODEL}", "--progress=json", "--threads=1"], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        said = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    result = json.loads(said.splitlines()[-1])["result"]
+    return {
+        "train_outcome": result["outcome"],
+        "train_rows": result["rows"],
+        "train_seconds": round(time.monotonic() - began, 2),
+        "train_peak_mib": usage.ru_maxrss // 1024,
     }
 
 
@@ -113,6 +142,7 @@ def main() -> None:
     options.add_argument("--window-rows", type=int, default=100_000_000)
     options.add_argument("--period", default="91d", help="empty: the newest rows")
     options.add_argument("--data", type=Path, help="keep the log here, and take what is there")
+    options.add_argument("--train", action="store_true", help="also run a whole training")
     options.add_argument("--json", action="store_true")
     options.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--recipe", default="{}", help=argparse.SUPPRESS)
@@ -126,11 +156,14 @@ def main() -> None:
         "period": asked.period,
     }
     with tempfile.TemporaryDirectory(prefix="trimtab-memory-") as scratch:
-        data = asked.data or Path(scratch) / "log"
+        models = asked.data or Path(scratch)
+        data = models / ".trimtab" / _MODEL
         if not data.exists():
             write_log(data, asked.rows, asked.columns, asked.labelled)
         found = {"rows": asked.rows, "columns": asked.columns, **recipe}
         found |= measure(data, asked.columns, recipe)
+        if asked.train:
+            found |= train(models, asked.columns, recipe)
     if asked.json:
         print(json.dumps(found))
     else:

@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,8 @@ from ..inference.tensor import BYTES, Tensor
 from .drift_report import WindowSnapshot
 from .feature_faults import TensorCounts
 from .row_columns import names_of, width_of
-from .thinning import thinned
+from .row_sampler import RowSampler
+from .thinning import every, rows_of, thinned
 from .yardstick import Yardstick, yardstick_of
 
 MAX_FEATURES = 4096  # of one tensor that has no reference: a wider one is no table
@@ -69,7 +70,10 @@ class _Watch(Protocol):
     width: int
 
     def accepts(self, tensor: Tensor) -> bool: ...
-    def count(self, tensor: Tensor, start: int, rows: int, room: int, pane_rows: int) -> None: ...
+    def chosen(self, tensor: Tensor, rows: slice) -> Any:
+        """Those rows of it, as `count` takes them."""
+
+    def count(self, chosen: Any, start: int, rows: int, room: int, pane_rows: int) -> None: ...
     def close_panes(self, panes: int) -> None: ...
     def window(self) -> TensorCounts: ...
     def recent(self, panes: int) -> TensorCounts: ...
@@ -110,6 +114,7 @@ class DriftMonitor:
         self._slot: int | None = None  # that the open pane belongs to
         self._is_event_time = False  # whether event time told it
         self._observed = 0
+        self._passed_over = 0  # of those
         self._kept: list[ObservedBatch] = []  # until there is a reference
         self._kept_rows = 0
         self._kept_bytes = 0
@@ -147,23 +152,33 @@ class DriftMonitor:
         return self._observed
 
     @property
+    def passed_over_rows(self) -> int:
+        """Of these, the rows that were not counted, for `rows_per_request` or the sampler."""
+        return self._passed_over
+
+    @property
     def bootstrap_rows(self) -> int:
         """Rows kept so far towards a reference."""
         return self._kept_rows
 
-    def observe(self, batch: ObservedBatch) -> None:
-        """Counts a batch; `on_pane` is called as a pane fills, `judge_every_s` permitting."""
+    def observe(self, batch: ObservedBatch, sampler: RowSampler | None = None) -> None:
+        """Counts a batch, of which `sampler` may leave out rows; `on_pane` is called as a pane
+        fills, `judge_every_s` permitting."""
         announce = False
+        came = batch.rows
         if self.config.rows_per_request:
             batch = thinned(batch, self.config.rows_per_request)
+        chosen = slice(batch.rows) if sampler is None else sampler.choose(batch.rows)
+        rows = 0 if chosen is None else len(range(*chosen.indices(batch.rows)))
         with self._lock:
-            self._observed += batch.rows
-            if not batch.rows:
+            self._observed += came
+            self._passed_over += came - rows
+            if chosen is None or not rows:
                 return
             if self._reference is not None:
-                self._count(batch)
+                self._count(batch, chosen, rows)
             else:
-                announce = self._keep(batch)
+                announce = self._keep(every(batch, chosen))
         if announce:
             self._on_bootstrap()
 
@@ -199,7 +214,7 @@ class DriftMonitor:
             self._watches = _watches(reference, self.config.panes)
             backlog, self._backlog, self._kept = self._backlog, [], []
             for batch in backlog:
-                self._count(batch)
+                self._count(batch, slice(batch.rows), batch.rows)
 
     # Everything below is called with the lock held.
 
@@ -257,7 +272,8 @@ class DriftMonitor:
         )
         return self._announced
 
-    def _count(self, batch: ObservedBatch) -> None:
+    def _count(self, batch: ObservedBatch, chosen: slice, count: int) -> None:
+        """Counts the chosen rows, which are so many."""
         parts = []
         for watch in self._watches:
             if watch is None:
@@ -267,21 +283,21 @@ class DriftMonitor:
                 width_of(tensor, batch.rows) == watch.width and watch.accepts(tensor)
             ):
                 tensor = None
-            parts.append((watch, tensor))
+            parts.append((watch, None if tensor is None else watch.chosen(tensor, chosen)))
         done = 0
-        while done < batch.rows:
-            rows = batch.rows - done
+        while done < count:
+            rows = count - done
             room = self.pane_rows - self._open_rows  # 0: the next row ends the open pane
             to_full = room or self.pane_rows
             due = rows >= to_full and self._clock() - self._handed >= self.config.judge_every_s
             if due:
                 rows = to_full  # the window is handed out as it is then
             ends = max(0, -((room - rows) // self.pane_rows))
-            for watch, tensor in parts:
-                if tensor is None:
+            for watch, part in parts:
+                if part is None:
                     watch.close_panes(ends)
                 else:
-                    watch.count(tensor, done, rows, room, self.pane_rows)
+                    watch.count(part, done, rows, room, self.pane_rows)
             self._closed_rows.extend([self.pane_rows] * ends)
             self._ended += ends
             self._recent_panes += ends
@@ -330,15 +346,17 @@ class _NumericWatch:
     def accepts(self, tensor: Tensor) -> bool:
         return tensor.datatype != BYTES
 
-    def count(self, tensor: Tensor, start: int, rows: int, room: int, pane_rows: int) -> None:
+    def chosen(self, tensor: Tensor, rows: slice) -> NDArray[Any]:
         array = tensor.array()
         if array.ndim != 2:
             array = array.reshape(-1, self.width)
-        if len(array) != rows:
-            array = array[start : start + rows]
-        if array.dtype == np.float16:
-            array = array.astype(np.float32)
-        self._histogram.update(array, room, pane_rows)
+        array = array[rows]
+        return array.astype(np.float32) if array.dtype == np.float16 else array
+
+    def count(self, chosen: NDArray[Any], start: int, rows: int, room: int, pane_rows: int) -> None:
+        if len(chosen) != rows:
+            chosen = chosen[start : start + rows]
+        self._histogram.update(chosen, room, pane_rows)
 
     def close_panes(self, panes: int) -> None:
         for _ in range(panes):
@@ -368,9 +386,12 @@ class _CategoryWatch:
     def accepts(self, tensor: Tensor) -> bool:
         return tensor.datatype == BYTES
 
-    def count(self, tensor: Tensor, start: int, rows: int, room: int, pane_rows: int) -> None:
-        raw = tensor.wire()
-        if (after := tensor.shape[0] - start - rows) or start:
+    def chosen(self, tensor: Tensor, rows: slice) -> Tensor:
+        return rows_of(tensor, rows)
+
+    def count(self, chosen: Tensor, start: int, rows: int, room: int, pane_rows: int) -> None:
+        raw = chosen.wire()
+        if (after := chosen.shape[0] - start - rows) or start:
             _, raw, _ = bytes_tensor.split(raw, (start, rows, after), self.width)
         self._histogram.update(raw, rows, room, pane_rows)
 

@@ -85,6 +85,7 @@ class DriftReport:
     window_rows: int = 0
     reference_rows: int = 0
     observed_rows: int = 0
+    passed_over_rows: int = 0  # of these, not counted
     reference: str = "none"  # training, bootstrap or none
     evidence: Evidence = field(default_factory=Evidence)
     features: tuple[FeatureDrift, ...] = ()  # the strongest drift first

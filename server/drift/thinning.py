@@ -1,15 +1,21 @@
-"""Fewer rows of a request that has many: rows of one request are often of one kind.
+"""Fewer rows of a batch: at most so many of each request, or every n-th.
 
-A request of 10,000 rows, a night's backlog of one customer, would be all that a window holds. With a
-limit every request has a say, and the rows that are left are nearer to independent.
+Rows of one request are often of one kind. A request of 10,000 rows, a night's backlog of one
+customer, would be all that a window holds. With a limit every request has a say, and the rows that
+are left are nearer to independent.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import NDArray
 
 from trimtab._native import bytes_tensor
 
 from ..inference.observation import ObservedBatch, ObservedCalls
 from ..inference.tensor import BYTES, Tensor
+
+_NO_CALLS = ObservedCalls.of([])
 
 
 def thinned(batch: ObservedBatch, at_most: int) -> ObservedBatch:
@@ -35,18 +41,49 @@ def thinned(batch: ObservedBatch, at_most: int) -> ObservedBatch:
         batch.version,
         ObservedCalls(calls.ids, calls.id_ends, kept, calls.event_time_ms, calls.received_ms),
         len(chosen),
-        {name: _rows(tensor, chosen, batch.rows) for name, tensor in batch.inputs.items()},
-        {name: _rows(tensor, chosen, batch.rows) for name, tensor in batch.outputs.items()},
+        _chosen(batch.inputs, chosen, batch.rows),
+        _chosen(batch.outputs, chosen, batch.rows),
         batch.latest_event_time_ms,
     )
 
 
-def _rows(tensor: Tensor, chosen: np.ndarray, rows: int) -> Tensor:
-    if not tensor.shape or tensor.shape[0] != rows:
+def every(batch: ObservedBatch, chosen: slice) -> ObservedBatch:
+    """Those rows of a batch, without the calls that they are of; the same batch if it is all."""
+    rows = len(range(*chosen.indices(batch.rows)))
+    if rows == batch.rows:
+        return batch
+    return ObservedBatch(
+        batch.model,
+        batch.version,
+        _NO_CALLS,
+        rows,
+        _chosen(batch.inputs, chosen, batch.rows),
+        _chosen(batch.outputs, chosen, batch.rows),
+        batch.latest_event_time_ms,
+    )
+
+
+def rows_of(tensor: Tensor, chosen: NDArray[np.int64] | slice) -> Tensor:
+    """Those of a tensor's rows; the same tensor if it is all."""
+    rows = tensor.shape[0]
+    if isinstance(chosen, slice) and chosen.indices(rows) == (0, rows, 1):
         return tensor
-    shape = (len(chosen), *tensor.shape[1:])
     if tensor.datatype != BYTES:
-        return Tensor(tensor.datatype, shape, tensor.array()[chosen])
+        array = np.ascontiguousarray(tensor.array()[chosen])
+        return Tensor(tensor.datatype, array.shape, array)
     width = tensor.elements // rows
-    each = bytes_tensor.split(tensor.wire(), [1] * rows, width)
-    return Tensor(BYTES, shape, b"".join([each[row] for row in chosen]))
+    kept = np.arange(rows)[chosen]
+    # The rows themselves and those between, so that the latter are not taken apart.
+    ends = np.column_stack([kept, kept + 1]).ravel()
+    pieces = np.diff(ends, prepend=0, append=rows)
+    each = bytes_tensor.split(tensor.wire(), pieces.tolist(), width)
+    return Tensor(BYTES, (len(kept), *tensor.shape[1:]), b"".join(each[1::2]))
+
+
+def _chosen(
+    tensors: Mapping[str, Tensor], chosen: NDArray[np.int64] | slice, rows: int
+) -> dict[str, Tensor]:
+    return {
+        name: rows_of(tensor, chosen) if tensor.shape and tensor.shape[0] == rows else tensor
+        for name, tensor in tensors.items()
+    }

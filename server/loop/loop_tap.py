@@ -23,6 +23,7 @@ from ..drift.drift_monitor import DriftMonitor
 from ..drift.drift_report import FeatureDrift, WindowSnapshot
 from ..drift.drift_state import DriftState
 from ..drift.feature_faults import Key, recent
+from ..drift.row_sampler import RowSampler
 from ..inference.observation import ObservedBatch, ObservedCalls
 from ..inference.tensor import Tensor
 from ..logs.traffic_log import TrafficLog
@@ -34,6 +35,8 @@ from .loop_clock import LoopClock
 class ChampionWatch:
     """The version that answers and its monitor; a new one, with an empty window, per change.
 
+    `sampler` is the executor's: it chooses the rows that `monitor` counts.
+
     `state`, `features` and `window_rows` are the control loop's, of the last window that was
     judged, and so is `evidence`, of all of them. `pane_faults` are the faults of single panes, with the pane's number. The loop replaces
     them, anybody reads.
@@ -44,6 +47,7 @@ class ChampionWatch:
         "features",
         "monitor",
         "pane_faults",
+        "sampler",
         "state",
         "version",
         "window_rows",
@@ -52,6 +56,7 @@ class ChampionWatch:
     def __init__(self, version: int) -> None:
         self.version = version
         self.monitor: DriftMonitor | None = None  # None: drift is not watched
+        self.sampler: RowSampler | None = None  # None: every row is counted
         self.evidence: DriftEvidence | None = None  # from the first judged pane on
         self.state = DriftState()
         self.features: tuple[FeatureDrift, ...] = ()
@@ -85,7 +90,8 @@ class Observed:
     """What all taps of one model share: the count of rows, the clock and the current champion.
 
     `champion` is replaced by the lifecycle's callback, `mirror` by the roll-out desk (None: nothing
-    is rolled out); executors read both without a lock.
+    is rolled out); executors read both without a lock. `expects_labels` is set as a recipe is found or
+    a label comes, and stays: until then no answer is remembered, for there is nobody to ask for it.
     """
 
     def __init__(self, clock: LoopClock, log: TrafficLog | None) -> None:
@@ -93,6 +99,7 @@ class Observed:
         self.log = log
         self.champion: ChampionWatch | None = None
         self.mirror: BatchSink | None = None
+        self.expects_labels = False
         self._lock = threading.Lock()  # guards the three below: several versions run at once
         self._rows = 0
         self._failures = 0
@@ -161,7 +168,7 @@ class LoopTap:
                 observed.clock.all_seen(batch.calls.event_time_ms)
             if observed.log is not None:
                 observed.log.append(batch, self._layout)
-            if self._answers is not None:
+            if self._answers is not None and observed.expects_labels:
                 self._answers(batch)
             champion = observed.champion
             if (
@@ -172,7 +179,7 @@ class LoopTap:
                 if monitor.pane_ms:
                     now = observed.clock.reading()
                     monitor.advance(now.ms, is_event_time=now.is_event_time)
-                monitor.observe(batch)
+                monitor.observe(batch, champion.sampler)
             if (mirror := observed.mirror) is not None:
                 mirror.offer(batch)
             failed = False

@@ -236,7 +236,9 @@ def test_a_column_without_edges_has_one_bin() -> None:
         (np.zeros((2, 2), ">f4"), "elements of type '>f'"),
         (np.zeros((2, 2), np.complex64), "elements of type 'Zf'"),
         (np.array([["a", "b"]], dtype=object), "elements of type 'O'"),
-        (np.zeros((2, 4), np.float32)[:, ::2], "not C-contiguous"),
+        (np.zeros((2, 4), np.float32)[:, ::2], "strides of 16 and 8 bytes, expected rows of 4"),
+        (np.zeros((3, 2), np.float32)[::-1], "strides of -8 and 4 bytes"),
+        (np.broadcast_to(np.zeros(2, np.float32), (3, 2)), "strides of 0 and 4 bytes"),
     ],
 )
 def test_a_batch_of_another_kind_is_refused_and_counts_nothing(
@@ -246,6 +248,26 @@ def test_a_batch_of_another_kind_is_refused_and_counts_nothing(
     with pytest.raises(ValueError, match=message):
         histogram.update(batch)
     assert not histogram.total().any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 30, 70])
+@pytest.mark.parametrize("step", [2, 3, 7])
+def test_rows_that_lie_apart_count_as_if_they_were_side_by_side(
+    columns: int, step: int, dtype: Any
+) -> None:
+    random = np.random.default_rng(columns * step)
+    whole = (random.normal(size=(500, columns)) * 3).astype(dtype)
+    edges = [np.sort(random.normal(size=9)).astype(np.float32) for _ in range(columns)]
+    apart = NumericHistogram(edges, 3, follow=[True] * columns)
+    together = NumericHistogram(edges, 3, follow=[True] * columns)
+    for first in range(3):
+        rows = whole[first::step]
+        apart.update(rows, 20, 50)
+        together.update(np.ascontiguousarray(rows), 20, 50)
+    assert np.array_equal(apart.window(), together.window())
+    assert np.array_equal(apart.total(), together.total())
+    assert np.array_equal(apart.extremes(3), together.extremes(3))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ def drift_message(report: DriftReport) -> pb.DriftReport:
         window_rows=report.window_rows,
         reference_rows=report.reference_rows,
         observed_rows=report.observed_rows,
+        passed_over_rows=report.passed_over_rows,
         reference=report.reference,
         log_evidence=_known(report.evidence.overall),
         log_evidence_threshold=report.evidence.threshold,

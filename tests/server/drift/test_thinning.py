@@ -29,4 +29,8 @@ def test_the_monitor_counts_what_is_left() -> None:
     config = DriftConfig(window_rows=1000, rows_per_request=10)
     monitor = DriftMonitor(SIGNATURE, reference(), config, lambda snapshot: None)
     monitor.observe(batch(*draw(np.random.default_rng(0), 112), calls=[3, 100, 9]))
-    assert monitor.observed_rows == monitor.snapshot().rows == 22
+    assert (monitor.observed_rows, monitor.passed_over_rows, monitor.snapshot().rows) == (
+        112,
+        90,
+        22,
+    )

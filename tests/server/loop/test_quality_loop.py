@@ -83,3 +83,35 @@ def test_a_loss_of_quality_beside_a_broken_feature_waits(world: LabelledWorld) -
     world.trainer.children.clear()
     world.tick()
     assert "a training would learn what is wrong with wind" in world.last("waiting").reason
+
+
+def test_answers_are_remembered_from_the_first_label_on_where_nothing_else_asks_for_them(
+    tmp_path: Path,
+) -> None:
+    policy = dataclasses.replace(POLICY, labels=LABELS)
+    world = World(tmp_path, policy, recipe="")
+    try:
+
+        def label(prefix: str) -> dict[str, int]:
+            world.taps[1](batch(*draw(world.random, 10), prefix=prefix))
+            world.model.submit_labels([Label(f"{prefix}-0", 3, number=1.0)], world.wall.ms)
+            world.wall.advance(10)
+            world.model.context.quality.look(world.wall.ms)
+            return dict(world.model.stats().quality.outcomes)
+
+        early, late = label("early"), label("late")
+        assert early["joined"] == 0
+        assert late["joined"] == 1
+    finally:
+        world.loop.stop()
+
+
+def test_with_a_recipe_answers_are_remembered_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path, dataclasses.replace(POLICY, labels=LABELS))
+    try:
+        world.taps[1](batch(*draw(world.random, 10), prefix="a"))
+        world.model.submit_labels([Label("a-0", 3, number=1.0)], world.wall.ms)
+        world.model.context.quality.look(world.wall.ms)
+        assert world.model.stats().quality.outcomes["joined"] == 1
+    finally:
+        world.loop.stop()

@@ -1,5 +1,4 @@
 from trimtab.proto import admin_pb2
-from trimtab.server.drift.drift_evidence import Evidence
 from trimtab.server.drift.drift_report import DRIFT, DriftReport, FeatureDrift
 from trimtab.server.services.admin.drift_messages import drift_message
 
@@ -36,7 +35,7 @@ FEATURE = FeatureDrift(
 
 
 def test_every_figure_of_a_feature_is_in_the_message() -> None:
-    report = DriftReport("m", 1, DRIFT, "temp moved", 2, 3, 4, "training", Evidence(), (FEATURE,))
+    report = DriftReport("m", 1, DRIFT, "temp moved", features=(FEATURE,))
     (told,) = drift_message(report).features
     fields = {field.name for field, _ in told.ListFields()}
     assert fields == {field.name for field in admin_pb2.FeatureDrift.DESCRIPTOR.fields}
