@@ -12,6 +12,10 @@ answer must be, to the byte, what the version that it names gives.
 * ageing: the time that a lone request takes after 10,000 swaps, beside that of a server which never
   swapped, since the machine is not the same after some minutes.
 
+Where two servers are compared they take turns of half a second, many of them, each server first in every
+other turn: a slow moment of the machine then spoils a pair and not the median of all. Beside wall time
+there is the server's processor time per request, which neighbours disturb less.
+
 docs/benchmarks.md says what each figure means and what it cannot tell.
 """
 
@@ -53,11 +57,43 @@ class Size:
     loads: int = 1000  # promotions that load a version
     settled: int = 50  # of these, after which memory is to stay
     ageing: int = 10_000
-    turns: int = 5  # at measuring a lone request, before and after
-    turn_s: float = 2.0
+    turns: int = 30  # of each of two servers that are compared
+    turn_s: float = 0.5
 
 
-QUICK = Size(20, 2, 1.0, 30, 10, 200, 2, 1.0)
+QUICK = Size(20, 2, 1.0, 30, 10, 200, 4, 0.4)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A stretch of load on one server."""
+
+    p50_us: float
+    per_s: float
+    cpu_us: float  # of the server's processes, per request
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two servers' turns, one right after the other."""
+
+    one: Turn
+    other: Turn
+
+    def ratio(self, what: str) -> float:
+        return float(getattr(self.one, what) / getattr(self.other, what))
+
+
+def _ratios(pairs: list[Pair], what: str) -> dict[str, float]:
+    """The median of the pairs' ratios, with the interval that holds it in 19 of 20 runs as far as
+    pairs are independent: between order statistics, whatever their distribution."""
+    ratios = np.sort([pair.ratio(what) for pair in pairs])
+    within = int(max(0, np.floor(len(ratios) / 2 - 0.98 * np.sqrt(len(ratios)))))
+    return {
+        "median": float(np.median(ratios)),
+        "low": float(ratios[within]),
+        "high": float(ratios[-1 - within]),
+    }
 
 
 def swaps_under_load(folder: Path, size: Size) -> dict[str, Any]:
@@ -189,17 +225,14 @@ def ageing(folder: Path, size: Size) -> dict[str, Any]:
             server.swap()
         loads: list[CheckedLoad] = []
 
-        def turns(name: str) -> list[tuple[float, float]]:
+        def turns(count: int) -> list[Pair]:
             return [
-                (
-                    _lone_us(old, folder / name, size, loads),
-                    _lone_us(young, folder / name, size, loads),
-                )
-                for _ in range(size.turns)
+                _pair(old, young, LONE, folder, size, loads, other_first=bool(turn % 2))
+                for turn in range(count)
             ]
 
-        turns("warm")
-        before = turns("before")
+        turns(max(1, size.turns // 5))  # to warm up
+        before = turns(size.turns)
         began = time.monotonic()
         request, replies = hot_swap_models.request(old.model), old.replies(2)
         with sending(old.address, request, replies, LONE, folder / "during") as load:
@@ -207,25 +240,59 @@ def ageing(folder: Path, size: Size) -> dict[str, Any]:
                 old.swap()
             load.stop()
         took = time.monotonic() - began
-        after = turns("after")
-    ratios = [float(np.median([one / other for one, other in each])) for each in (before, after)]
+        after = turns(size.turns)
+
+    def aged(what: str) -> float:
+        return _ratios(after, what)["median"] / _ratios(before, what)["median"]
+
     return {
-        "latency_ratio_after_10000_swaps": ratios[1] / ratios[0],
+        "latency_ratio_after_10000_swaps": aged("p50_us"),
+        "cpu_ratio_after_10000_swaps": aged("cpu_us"),
         "swaps": size.ageing,
         "swap_ms": took / size.ageing * 1e3,
-        "p50_us_before": [list(each) for each in before],
-        "p50_us_after": [list(each) for each in after],
+        **{
+            f"{name}_ratio_{when}": _ratios(pairs, what)
+            for when, pairs in (("before", before), ("after", after))
+            for name, what in (("latency", "p50_us"), ("cpu", "cpu_us"))
+        },
         **_failures(*loads, load),
     }
 
 
-def _lone_us(server: SwapServer, folder: Path, size: Size, loads: list[CheckedLoad]) -> float:
+def _pair(
+    one: SwapServer,
+    other: SwapServer,
+    load: Load,
+    folder: Path,
+    size: Size,
+    loads: list[CheckedLoad],
+    *,
+    other_first: bool,
+) -> Pair:
+    turns = {
+        server: _turn(server, load, folder / "turn", size.turn_s, loads)
+        for server in ((other, one) if other_first else (one, other))
+    }
+    return Pair(turns[one], turns[other])
+
+
+def _turn(
+    server: SwapServer, load: Load, folder: Path, seconds: float, loads: list[CheckedLoad]
+) -> Turn:
+    """Requests of a stretch of load, without its first and last moments."""
     request, replies = hot_swap_models.request(server.model), server.replies(2)
-    with sending(server.address, request, replies, LONE, folder) as load:
-        time.sleep(size.turn_s)
-        answers = load.stop()
-    loads.append(load)
-    return float(np.median(answers.took_us))
+    with sending(server.address, request, replies, load, folder) as under_way:
+        time.sleep(0.1)
+        cpu_s, began = server.process.cpu_s(), time.monotonic()
+        time.sleep(seconds)
+        ended = time.monotonic()
+        cpu_s = server.process.cpu_s() - cpu_s
+        answers = under_way.stop().between(began, ended)
+    loads.append(under_way)
+    count = len(answers.at_s)
+    if not count:
+        raise LoadError(f"no answer within {seconds:g} s")
+    return Turn(float(np.median(answers.took_us)), count / (ended - began), cpu_s * 1e6 / count)
 
 
 def _failures(*loads: CheckedLoad) -> dict[str, Any]:
@@ -248,46 +315,32 @@ def shadow(folder: Path, size: Size) -> dict[str, Any]:
         serving(folder / "off", hot_swap_models.linear, 2, *off) as alone,
     ):
         loads: list[CheckedLoad] = []
-        ratios, compared, dropped, per_s = [], [], [], []
-        for turn in range(-1, size.rounds):
-            rates = {}
-            for server in (shadowing, alone) if turn % 2 else (alone, shadowing):
+        pairs, compared, dropped = [], [], []
+        for turn in range(-1, size.turns):
+            for server in (shadowing, alone):
                 if server.champion == 2:
                     server.swap()
                 server.swap()
-                if server is shadowing:
-                    server.wait_for_bake()
-                rates[server is shadowing] = _full_per_s(server, folder, size, loads)
-                if server is shadowing:
-                    status = server.admin.rollout(server.model)
-                    if status.phase != "bake" or not status.rows_compared:
-                        raise LoadError(f"the bake was not under way all the time: {status}")
+            shadowing.wait_for_bake()
+            pair = _pair(shadowing, alone, FULL, folder, size, loads, other_first=bool(turn % 2))
+            status = shadowing.admin.rollout(shadowing.model)
+            if status.phase != "bake" or not status.rows_compared:
+                raise LoadError(f"the bake was not under way all the time: {status}")
             if turn < 0:
                 continue  # the first of each is to warm up
-            ratios.append(rates[True] / rates[False])
-            per_s.append(rates[False])
+            pairs.append(pair)
             compared.append(int(status.rows_compared))
             dropped.append(int(status.rows_dropped))
+    throughput = _ratios(pairs, "per_s")
     return {
-        "shadow_throughput_ratio": float(np.median(ratios)),
-        "ratios": ratios,
-        "requests_per_s": float(np.median(per_s)),
+        "shadow_throughput_ratio": throughput["median"],
+        "throughput_ratio": throughput,
+        "cpu_ratio": _ratios(pairs, "cpu_us"),
+        "requests_per_s": float(np.median([pair.other.per_s for pair in pairs])),
         "rows_compared": compared,
         "rows_dropped": dropped,
         **_failures(*loads),
     }
-
-
-def _full_per_s(server: SwapServer, folder: Path, size: Size, loads: list[CheckedLoad]) -> float:
-    """Requests per second of a stretch of full load, without its first and last moments."""
-    request, replies = hot_swap_models.request(server.model), server.replies(2)
-    with sending(server.address, request, replies, FULL, folder / "load") as load:
-        began = time.monotonic()
-        time.sleep(size.stretch_s)
-        ended = time.monotonic()
-        answers = load.stop()
-    loads.append(load)
-    return len(answers.between(began, ended).at_s) / (ended - began)
 
 
 PARTS: dict[str, Callable[[Path, Size], dict[str, Any]]] = {

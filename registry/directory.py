@@ -25,7 +25,7 @@ and an atomic rename of files.
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
@@ -124,13 +124,15 @@ class ModelDirectory(ModelReader):
         expected_revision: int | None = None,
         event_time_ms: int | None = None,
         automatic: bool = False,
+        made: Callable[[State], object] | None = None,
     ) -> State:
         """Makes a version the champion, and the champion the previous one.
 
         Nothing changes and nothing is recorded if it is the champion already. It checks that the
         version has a readable manifest, not its hashes: `verify` is the caller's, before.
         `automatic`: no person has asked for it. A person may promote what is blocked, and that
-        lifts the block.
+        lifts the block. `made` is called with the new state as soon as readers see it, some syncs of
+        the disk before it is durable, which it is on return; not where nothing changes.
 
         RevisionConflictError if the revision is not the expected one, VersionNotFoundError,
         InvalidVersionError; FrozenModelError or BlockedVersionError if it is automatic.
@@ -145,7 +147,7 @@ class ModelDirectory(ModelReader):
                 self._check_automatic(state, version)
             evidence = _marked(evidence, automatic)
             return writer.commit(
-                [Draft("promoted", version, actor, reason, evidence, event_time_ms)]
+                [Draft("promoted", version, actor, reason, evidence, event_time_ms)], made=made
             )
 
     def rollback(
@@ -158,11 +160,13 @@ class ModelDirectory(ModelReader):
         event_time_ms: int | None = None,
         to: int | None = None,
         automatic: bool = False,
+        made: Callable[[State], object] | None = None,
     ) -> State:
         """Makes the previous champion the champion again, or the earlier one named by `to`.
 
         The champion it leaves becomes the previous one, so a second rollback undoes the first;
-        unless it is blocked, which to do before keeps every rollback from returning to it.
+        unless it is blocked, which to do before keeps every rollback from returning to it. `made` as
+        in `promote`.
 
         RevisionConflictError as in `promote`; NoPreviousError also if `to` is not in the rollback
         window (`State.champions`); VersionNotFoundError or InvalidVersionError if it is no longer
@@ -184,7 +188,7 @@ class ModelDirectory(ModelReader):
                 self._check_automatic(state, version)
             evidence = _marked(evidence, automatic)
             return writer.commit(
-                [Draft("rolled_back", version, actor, reason, evidence, event_time_ms)]
+                [Draft("rolled_back", version, actor, reason, evidence, event_time_ms)], made=made
             )
 
     def freeze(self, **why: Unpack[Why]) -> State:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import LockTimeoutError
@@ -43,11 +43,11 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, replaced: Callable[[], object] = lambda: None) -> None:
     """Replaces a file as a whole: every reader sees all of the old one or all of the new one.
 
-    If it is the directory's sync that fails, the new one is in place but may not survive a power
-    cut: the only OSError after which something has changed.
+    `replaced` is called when they see the new one, which may not survive a power cut yet. If the
+    directory's sync fails then, this is so still: the only OSError after which something has changed.
     """
     temporary = temporary_path(path.parent)
     try:
@@ -57,7 +57,10 @@ def replace_file(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_directory(path.parent)
+    try:
+        replaced()
+    finally:
+        sync_directory(path.parent)
 
 
 def sync_file(path: Path) -> None:

@@ -27,6 +27,10 @@ CHAMPION_CHANGES = ("promoted", "rolled_back")
 _BEFORE_FIRST = "0" * 64
 _TAIL_BYTES = 1 << 16
 
+# Of each history, what `_mark` said of it as this process last saw all of it on the disk. To sync
+# a file that nothing was written to since would wait for the disk all the same.
+_synced: dict[Path, tuple[int, ...]] = {}
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -203,7 +207,7 @@ class HistoryFile:
             last, end = _find_last(fd, size)
             if end < size:
                 os.ftruncate(fd, end)
-            os.fsync(fd)
+            self._sync(fd)
             return last, size - end
         finally:
             os.close(fd)
@@ -218,15 +222,29 @@ class HistoryFile:
             size = os.fstat(fd).st_size
             try:
                 durable.write_all(fd, data)
-                os.fsync(fd)
+                self._sync(fd)
                 if created:
                     durable.sync_directory(self._path.parent)
             except OSError:
+                _synced.pop(self._path, None)
                 with contextlib.suppress(OSError):
                     os.ftruncate(fd, size)
                 raise
         finally:
             os.close(fd)
+
+    def _sync(self, fd: int) -> None:
+        """Puts on the disk what is not there, as far as this process knows."""
+        mark = _mark(fd)
+        if _synced.get(self._path) != mark:
+            os.fsync(fd)
+            _synced[self._path] = mark
+
+
+def _mark(fd: int) -> tuple[int, ...]:
+    """Is another one after every write to the file, and of every other file."""
+    about = os.fstat(fd)
+    return (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
 def _find_last(fd: int, size: int) -> tuple[HistoryEntry | None, int]:

@@ -157,12 +157,18 @@ class LedgerWriter:
         return entry
 
     def commit(
-        self, drafts: list[Draft], *, published: int | None = None, removing: int | None = None
+        self,
+        drafts: list[Draft],
+        *,
+        published: int | None = None,
+        removing: int | None = None,
+        made: Callable[[State], object] | None = None,
     ) -> State:
         """Changes the state as the drafts tell, and adds them as entries; returns the new state.
 
         `published` is how far the numbering has come with it, if any further; `removing` a version
-        whose directory is to go.
+        whose directory is to go. `made` is called as soon as readers see the new state, before
+        all of it is synced: it is durable when this returns.
         """
         self.copy_entries()
         stored = self.stored
@@ -179,7 +185,8 @@ class LedgerWriter:
                 max(stored.published, published or 0),
                 tuple(entries),
                 (*stored.removing, *to_remove),
-            )
+            ),
+            made,
         )
         # The change is made. If the copy fails now, the next writer makes it.
         with contextlib.suppress(OSError):
@@ -192,8 +199,12 @@ class LedgerWriter:
         left = tuple(number for number in stored.removing if number != version)
         self._replace(replace(stored, removing=left))
 
-    def _replace(self, stored: StoredState) -> None:
-        durable.replace_file(self._state_path, stored.to_json())
+    def _replace(self, stored: StoredState, made: Callable[[State], object] | None = None) -> None:
+        durable.replace_file(
+            self._state_path,
+            stored.to_json(),
+            lambda: made(stored.state) if made is not None else None,
+        )
         self._stored = stored
 
     def copy_entries(self) -> list[HistoryEntry]:

@@ -15,6 +15,10 @@ from pathlib import Path
 from .errors import RegistryError
 
 MAX_BYTES = 2**31 - 1  # protobuf reads no larger message
+# Gigabytes of fields of two bytes would keep a reader busy for an hour. Graphs have some ten
+# thousands of nodes and tensors; an attribute may have a field for each of its numbers.
+MAX_FIELDS = 1_000_000  # of the model and its graph, some seconds' worth
+MAX_INNER_FIELDS = 10_000_000  # of all that may name a file
 
 _VARINT, _BYTES = 0, 2  # wire types
 _FIXED: Mapping[int, int] = {1: 8, 5: 4}  # of so many bytes
@@ -45,7 +49,7 @@ class InvalidModelError(RegistryError):
 def check(path: Path) -> None:
     """InvalidModelError unless the file looks like a whole model; OSError.
 
-    Reads a few bytes for each node and tensor of its graph.
+    Reads a few bytes for each node and tensor of its graph, of which there may be MAX_FIELDS.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for ever
     try:
@@ -90,7 +94,11 @@ def _check_message(fd: int, size: int) -> None:
 def _fields_of(fd: int, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """The fields of a message, as in `_field`, whose contents are not read."""
     at = start
+    count = 0
     while at < end:
+        count += 1
+        if count > MAX_FIELDS:
+            raise ValueError(f"one message has more than {MAX_FIELDS:,} fields")
         head = os.pread(fd, min(_HEAD_BYTES, end - at), at)
         number, wire, begin, stop = _field(head, 0, len(head), at)
         if at + stop > end:
@@ -105,11 +113,13 @@ def _fields_of(fd: int, start: int, end: int) -> Iterator[tuple[int, int, int, i
 def external_files(path: Path) -> list[str]:
     """The names of files, as they are written, that the model keeps weights in; in order, once.
 
-    InvalidModelError if the file is damaged. It must not be changed meanwhile: it is mapped.
+    InvalidModelError if the file is damaged, or has more than MAX_INNER_FIELDS to look into. It must
+    not be changed meanwhile: it is mapped.
     """
     found: dict[str, None] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         waiting = [("model", 0, len(data))]
+        count = 0
         try:
             while waiting:
                 kind, start, end = waiting.pop()
@@ -122,6 +132,9 @@ def external_files(path: Path) -> list[str]:
                     continue
                 inside = _INSIDE[kind]
                 for number, wire, begin, stop in _fields(data, start, end):
+                    count += 1
+                    if count > MAX_INNER_FIELDS:
+                        raise ValueError(f"it has more than {MAX_INNER_FIELDS:,} fields")
                     if wire == _BYTES and number in inside:
                         waiting.append((inside[number], begin, stop))
         except ValueError as error:
@@ -131,6 +144,8 @@ def external_files(path: Path) -> list[str]:
 
 def _location(data: mmap.mmap, start: int, end: int) -> str:
     """The value of an entry whose key says that it is a location; else empty."""
+    if end - start > _SEARCHED_BYTES:  # no path is so long
+        return ""
     parts = {number: data[begin:stop] for number, _, begin, stop in _fields(data, start, end)}
     if parts.get(_KEY) != _LOCATION:
         return ""

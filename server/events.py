@@ -10,10 +10,7 @@ whichever of the two came first.
 The newest events are kept, so that a listener who was away for a moment misses none. Their sequence
 begins anew with every server; `run` tells whose it is.
 
-Kinds: published, promoted, rolled_back, refused, held (a version waits for a human),
-training_started, training_failed, waiting (there is a signal, but labels, cooldown … are lacking),
-drift_warning, drift, drift_cleared, data_quality, data_quality_cleared, loaded, load_failed,
-recovered, log_failed, log_recovered; and what the registry writes itself (registry.state.CHANGES).
+Which kinds there are: `KINDS`; what each tells of: docs/loop.md.
 """
 
 import asyncio
@@ -22,6 +19,7 @@ import logging
 import secrets
 import threading
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +27,7 @@ from typing import Any, Protocol
 
 from trimtab.registry.errors import RegistryError
 from trimtab.registry.history import HistoryEntry
+from trimtab.registry.state import CHANGES
 
 from .errors import UnavailableError
 
@@ -36,6 +35,19 @@ _log = logging.getLogger(__name__)
 
 MAX_WAITING_EVENTS = 1024  # per subscriber
 KEPT_EVENTS = 2048
+
+KINDS = (
+    *CHANGES,  # what the registry writes itself
+    *("drift", "drift_cleared", "drift_warning", "drift_warning_cleared"),
+    *("data_quality", "data_quality_cleared"),
+    *("quality", "quality_cleared", "labels_one_sided", "labels_two_sided"),
+    *("label_file_taken", "label_file_failed"),
+    *("waiting", "training_started", "training_failed", "training_skipped", "data_broken"),
+    *("training_cancelled", "training_progress"),
+    *("refused", "held", "approval_wanted", "approved"),
+    *("rollout_started", "rollout_step", "rollout_verdict", "rollout_ended"),
+    *("loaded", "load_failed", "recovered", "log_failed", "log_recovered"),
+)
 
 
 class Recorder(Protocol):
@@ -87,6 +99,37 @@ class Event:
     def evidence_json(self) -> str:
         """The evidence as text; what JSON does not know is written as its str()."""
         return json.dumps(self.evidence, sort_keys=True, default=str)
+
+
+class _Kept:
+    """An event with its evidence as compressed text: a report on 30 features takes some 40 KB as
+    objects and 1 KB like this."""
+
+    __slots__ = ("_event", "_evidence")
+
+    def __init__(self, event: Event, evidence: bytes) -> None:
+        entry = event.entry
+        bare = None if entry is None else replace(entry, evidence={})
+        self._event = replace(event, evidence={}, entry=bare)
+        self._evidence = evidence
+
+    @staticmethod
+    def packed(event: Event) -> bytes:
+        return zlib.compress(event.evidence_json().encode(), 1)
+
+    @property
+    def sequence(self) -> int:
+        return self._event.sequence
+
+    @property
+    def model(self) -> str:
+        return self._event.model
+
+    def event(self) -> Event:
+        evidence = json.loads(zlib.decompress(self._evidence))
+        entry = self._event.entry
+        whole = None if entry is None else replace(entry, evidence=evidence)
+        return replace(self._event, evidence=evidence, entry=whole)
 
 
 @dataclass(frozen=True)
@@ -142,9 +185,10 @@ class EventBus:
         self._wall = wall
         self._lock = threading.Lock()  # guards every field below
         self._sequence = 0
-        self._kept: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._kept: deque[_Kept] = deque(maxlen=KEPT_EVENTS)
         self._marks: dict[str, HistoryMark] = {}  # of every history that is followed
         self._subscriptions: set[Subscription] = set()
+        self._listeners: list[Callable[[Event], None]] = []
         self._counts: Counter[str] = Counter()
         self._cut_off = 0
         self._not_recorded = 0
@@ -222,13 +266,15 @@ class EventBus:
                 version=version,
                 actor=actor,
                 reason=reason,
-                evidence=evidence,
+                # Events are kept: of two that say the same, only one.
+                evidence=evidence if entry is None else entry.evidence,
                 entry=entry,
             )
         )
 
     def _tell(self, event: Event) -> Event:
         """Gives the event its number and everybody the event."""
+        evidence = _Kept.packed(event)
         with self._lock:
             mark = self._marks.get(event.model)
             if event.entry is not None and mark is not None and not mark.pass_(event.entry):
@@ -236,14 +282,50 @@ class EventBus:
             self._sequence += 1
             self._counts[event.kind] += 1
             event = replace(event, sequence=self._sequence)
-            self._kept.append(event)
-            for subscription in list(self._subscriptions):
-                if not subscription.offer(event):
-                    self._subscriptions.discard(subscription)
-                    self._cut_off += 1
+            self._kept.append(_Kept(event, evidence))
+            for listener in self._listeners:
+                listener(event)
+            self._offer(event)
         version = f" version {event.version}" if event.version else ""
         _log.info("%s %s%s: %s", event.model, event.kind, version, event.reason)
         return event
+
+    def tell_in_passing(
+        self,
+        kind: str,
+        model: str,
+        *,
+        reason: str,
+        evidence: Mapping[str, Any],
+        event_time_ms: int,
+    ) -> None:
+        """Tells who listens at this moment, and keeps nothing: the event has the number of the one
+        before it, so who comes back later misses none, and no listener of `listen` is told."""
+        event = Event(
+            sequence=0,
+            time_ms=self._wall(),
+            event_time_ms=event_time_ms,
+            model=model,
+            kind=kind,
+            actor="trimtab",
+            reason=reason,
+            evidence=evidence,
+        )
+        with self._lock:
+            self._counts[kind] += 1
+            self._offer(replace(event, sequence=self._sequence))
+
+    def _offer(self, event: Event) -> None:
+        """To every subscriber, under the lock; one that is full is let go of."""
+        for subscription in list(self._subscriptions):
+            if not subscription.offer(event):
+                self._subscriptions.discard(subscription)
+                self._cut_off += 1
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Gives every event from now on to `listener`, in order, under a lock: it only keeps it."""
+        with self._lock:
+            self._listeners.append(listener)
 
     def subscribe(
         self, model: str = "", limit: int = MAX_WAITING_EVENTS, after: int | None = None
@@ -256,9 +338,9 @@ class EventBus:
             kept: list[Event] = []
             lost = 0
             if after is not None:
-                kept = [event for event in self._kept if event.sequence > after]
-                lost = max(0, self._sequence - after - len(kept))
-                kept = [event for event in kept if model in ("", event.model)]
+                later = [each for each in self._kept if each.sequence > after]
+                lost = max(0, self._sequence - after - len(later))
+                kept = [each.event() for each in later if model in ("", each.model)]
             subscription = Subscription(self, model, limit + len(kept))
             subscription.begins_after = self._sequence if after is None else after
             subscription.lost = lost

@@ -4,7 +4,6 @@ Pure, as the tables beside it.
 """
 
 import json
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,10 +11,10 @@ from rich.text import Text
 
 from trimtab.proto import admin_pb2
 
+from .lineage_lines import lineage_lines
 from .report_tables import gates_table, history_table, moment
 
 _SHOWN_COLUMNS = 8  # names of columns; the rest are counted
-_SHOWN_TEXT = 100  # characters of a value of the lineage
 
 
 def description_view(version: admin_pb2.VersionDescription) -> RenderableType:
@@ -69,8 +68,8 @@ def _facts(version: admin_pb2.VersionDescription) -> Table:
     for kind, tensors in (("input", version.inputs), ("output", version.outputs)):
         for tensor in tensors:
             add(kind, _tensor(tensor))
-    for name, value in sorted(json.loads(version.lineage_json or "{}").items()):
-        add(name, _short(value))
+    for name, value in lineage_lines(json.loads(version.lineage_json or "{}")):
+        add(name, value)
     if version.manifest_sha256:
         signed = ", signed" if version.signed else ", not signed"
         add("manifest", f"sha256 {version.manifest_sha256}{signed}")
@@ -84,11 +83,6 @@ def _tensor(tensor: admin_pb2.TensorInfo) -> str:
         more = len(tensor.columns) - _SHOWN_COLUMNS
         text += f" and {more} more" if more > 0 else ""
     return text
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]} … (--json has all)"
 
 
 def _files(version: admin_pb2.VersionDescription) -> Table:
@@ -109,6 +103,8 @@ def rollout_view(status: admin_pb2.RolloutStatusResponse) -> RenderableType:
     head = Text(f"{status.model_name}: ", "bold")
     if over:
         head.append(f"no roll-out; the last one was of version {status.version}", "not bold")
+    elif status.phase == "approval":
+        head.append(f"version {status.version} waits for approval")
     else:
         head.append(f"{status.phase} of version {status.version} against {status.against}")
     if status.verdict:
@@ -131,7 +127,7 @@ def _figures(status: admin_pb2.RolloutStatusResponse) -> list[tuple[str, str]]:
         rows += f" of {status.rows_wanted:,}"
     if status.rows_dropped:
         rows += f"; {status.rows_dropped:,} not compared for want of time"
-    found = [("rows compared", rows)]
+    found = [("rows compared", rows)] if status.phase != "approval" else []
     if status.phase == "canary":
         found.append(("share", f"{status.share:.1%} of requests"))
     if status.since_ms:

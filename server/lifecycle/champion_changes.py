@@ -2,7 +2,8 @@
 
 The version is held before the registry is changed, so a version that cannot be loaded is never
 promoted; and the route is swapped under the lock under which the registry was changed, so a state
-never overtakes a newer one. A change without an expected revision is about the registry as it is
+never overtakes a newer one. That is done as soon as the registry's readers see the change; whoever
+asked is told when it is durable too, which on a busy machine takes longer. A change without an expected revision is about the registry as it is
 at that moment: if another change outruns it, it is made anew.
 """
 
@@ -63,8 +64,8 @@ class ChampionChanges:
             name,
             expected,
             lambda _: (version, expected),
-            lambda directory, revision: directory.promote(
-                version, expected_revision=revision, **how
+            lambda directory, revision, made: directory.promote(
+                version, expected_revision=revision, made=made, **how
             ),
         )
 
@@ -86,8 +87,8 @@ class ChampionChanges:
             name,
             expected,
             target,
-            lambda directory, revision: directory.rollback(
-                to=to, expected_revision=revision, **how
+            lambda directory, revision, made: directory.rollback(
+                to=to, expected_revision=revision, made=made, **how
             ),
         )
 
@@ -96,7 +97,7 @@ class ChampionChanges:
         name: str,
         expected_revision: int | None,
         target: Callable[[ModelDirectory], tuple[int, int | None]],
-        commit: Callable[[ModelDirectory, int | None], State],
+        commit: Callable[[ModelDirectory, int | None, Callable[[State], None]], State],
     ) -> ChampionChange:
         started = self._clock()
         lifecycle = self._lifecycle
@@ -108,9 +109,15 @@ class ChampionChanges:
                 version, revision = target(model.directory)
                 try:
                     with lifecycle.held(model, version), model.lock:
-                        state = commit(model.directory, revision)
-                        ended = lifecycle.follow(model, state)
-                    return ChampionChange(state, (ended - started) * 1000)
+                        followed: list[float] = []
+
+                        def follow(state: State, followed: list[float] = followed) -> None:
+                            followed.append(lifecycle.follow(model, state))
+
+                        state = commit(model.directory, revision, follow)
+                        if not followed:  # it was so already
+                            follow(state)
+                    return ChampionChange(state, (followed[0] - started) * 1000)
                 except RevisionConflictError:
                     if attempts == 0:
                         raise

@@ -33,7 +33,7 @@ from .model_config import ModelConfigFile
 from .registry_follower import ChampionCallback, EventCallback, RegistryFollower
 from .repository_watcher import RepositoryWatcher
 from .route_table import RouteTable
-from .served_model import ServedModel, unknown_model
+from .served_model import ServedModel
 from .version_loader import TapFactory, VersionLoader
 from .version_plan import ModelStatus, Split
 
@@ -269,7 +269,7 @@ class ModelManager:
         """As `hold`, of a model that `managed_model` gave."""
         loaded = version in model.executors  # the registry looks again whether it is there
         if not loaded and version not in model.directory.version_directories():
-            raise NotFoundError(f"{unknown_model(model.name)} version {version} is not found")
+            raise NotFoundError(f"model '{model.name}' has no version {version}")
         with model.lock:
             model.holds[version] += 1
         try:

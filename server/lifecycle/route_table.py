@@ -1,8 +1,8 @@
 """What requests and readers meet of every model: the routes, read without a lock.
 
 Requests follow them in the data plane, without Python; the services read them here. A writer
-replaces a model's route in both, in one step each, so that a reader sees one route or the other and
-never waits.
+replaces a model's route in both, in one step each and the plane's first, so that a reader sees one
+route or the other, never waits, and sees none that requests do not follow yet.
 """
 
 import secrets
@@ -127,7 +127,7 @@ class RouteTable:
         challenger = route.challenger
         with self._lock:
             before = self._routes.get(model)
-            self._routes = {**self._routes, model: route}
+            # The plane first: what a reader is told holds for requests already.
             self.plane.set_route(
                 model,
                 route.default.version if route.default else None,
@@ -137,6 +137,7 @@ class RouteTable:
                 challenger.version if challenger else None,
                 route.shares,
             )
+            self._routes = {**self._routes, model: route}
         return before
 
     def remove(self, model: str) -> None:

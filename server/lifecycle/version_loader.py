@@ -21,6 +21,7 @@ from .version_plan import VersionState
 _logger = logging.getLogger(__name__)
 
 _RETIRE_TIMEOUT_S = 60.0  # a run of the model that takes longer is left to itself
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 TapFactory = Callable[[Servable], Tap | None]
 
@@ -43,6 +44,7 @@ class VersionLoader:
         self._load = load
         self._mirror_contents = mirror_contents
         self._trusted_keys = trusted_keys
+        _keep_large_blocks_apart()
         self._told: dict[str, str] = {}  # what was said about each model's config.pbtxt
 
     def load(
@@ -120,6 +122,18 @@ class VersionLoader:
         except Exception:
             _logger.exception("%r: is served without being watched", servable)
             return None
+
+
+def _keep_large_blocks_apart() -> None:
+    """Blocks of 1 MiB or more, which is most of a session, go back to the system as they are freed.
+
+    glibc begins like that and then raises the limit to the largest block that was ever freed, up to
+    32 MiB, so that sessions come to lie in the heap and leave holes (benchmarks/hot_swap.py, 6 MB:
+    10 MB more resident from the start, and 15 instead of 6 more over the first 300 swaps).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _trim_memory() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checking_load import ERROR, UNEXPECTED, Answers, sending
-from hot_swap import FIGURES, Size, summary, swaps_under_load
+from hot_swap import FIGURES, Pair, Size, Turn, _ratios, summary, swaps_under_load
 from load import Load
 from swap_server import Swap
 
@@ -95,6 +95,28 @@ def test_a_rollback_takes_until_the_last_answer_of_the_version_it_takes_back() -
     swaps = [Swap(1, 1.001, 1.008), Swap(2, 1.205, 1.209)]
     assert _until_gone(answers, swaps, 0) == pytest.approx(8.0)
     assert _until_gone(answers, swaps, 1) == 0.0, "no answer of version 1 came any more"
+
+
+def test_a_slow_moment_spoils_pairs_and_not_their_median() -> None:
+    """30 pairs of servers of which one takes 2 % longer, on a machine that halves its speed."""
+    random = np.random.default_rng(3)
+    pairs = []
+    for _ in range(30):
+        moments = random.normal(1, 0.05, 2) * np.where(random.random(2) < 0.1, 2, 1)
+        pairs.append(
+            Pair(
+                *(
+                    Turn(us * each, 1 / each, 1.0)
+                    for us, each in zip((102, 100), moments, strict=True)
+                )
+            )
+        )
+    found = _ratios(pairs, "p50_us")
+    assert found["low"] < 1.02 < found["high"]
+    assert abs(found["median"] - 1.02) < 0.03
+    assert found["high"] - found["low"] < 0.2
+    assert _ratios(pairs, "cpu_us") == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert _ratios(pairs[:1], "per_s")["low"] == pairs[0].ratio("per_s")
 
 
 @needs_compiler

@@ -339,10 +339,9 @@ def test_a_change_whose_entries_cannot_be_copied_is_made_and_the_next_one_waits(
     check_sound(ready)
 
 
-def test_everything_is_synced_before_what_relies_on_it(
-    ready: ModelDirectory, publish: Publish, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a power cut may take is what was not synced; this is the order that leaves no gap."""
+@pytest.fixture
+def steps(ready: ModelDirectory, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced and renamed from now on, in order."""
     steps: list[str] = []
 
     def name(path: object) -> str:
@@ -364,6 +363,14 @@ def test_everything_is_synced_before_what_relies_on_it(
     monkeypatch.setattr(os, "fsync", watched(os.fsync, note_sync))
     monkeypatch.setattr(os, "rename", watched(os.rename, note_move))
     monkeypatch.setattr(os, "replace", watched(os.replace, note_move))
+    return steps
+
+
+def test_everything_is_synced_before_what_relies_on_it(
+    ready: ModelDirectory, publish: Publish, steps: list[str]
+) -> None:
+    """What a power cut may take is what was not synced; this is the order that leaves no gap."""
+    os.utime(ready.path / "history.jsonl")  # as after another process's write
     publish(ready)
     assert steps == [
         "sync airtime/TMP/version/model.onnx",
@@ -377,3 +384,57 @@ def test_everything_is_synced_before_what_relies_on_it(
         "sync airtime",
         "sync airtime/history.jsonl",
     ]
+
+
+def test_a_change_is_told_as_soon_as_readers_see_it_and_returns_when_it_is_durable(
+    ready: ModelDirectory, steps: list[str]
+) -> None:
+    ready.record("drift", **WHO)
+    steps.clear()
+
+    def made(state: State) -> None:
+        steps.append("told")
+        assert ModelDirectory(ready.path).state() == state
+
+    state = ready.rollback(**WHO, made=made)
+    assert steps == [
+        "sync airtime/TMP",  # the history is as this process synced it
+        "airtime/TMP -> airtime/state.json",
+        "told",
+        "sync airtime",
+        "sync airtime/history.jsonl",
+    ]
+    steps.clear()
+    assert state.champion is not None
+    assert ready.promote(state.champion, **WHO, made=made) == state  # nothing changes
+    assert steps == []
+
+
+def test_a_change_is_durable_though_whoever_is_told_of_it_fails(
+    ready: ModelDirectory, steps: list[str]
+) -> None:
+    def made(state: State) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ready.rollback(**WHO, made=made)
+    assert steps[-2:] == ["airtime/TMP -> airtime/state.json", "sync airtime"]
+    ready.record("drift", **WHO)
+    assert [entry.kind for entry in ready.history().entries[-2:]] == ["rolled_back", "drift"]
+    check_sound(ready)
+
+
+def test_a_history_that_could_not_be_synced_is_synced_by_the_next_writer(
+    ready: ModelDirectory, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.record("drift", **WHO)
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(os, "fsync", broken)
+        ready.record("drift", **WHO)
+    steps.clear()
+    ready.record("drift", **WHO)
+    assert steps == ["sync airtime/history.jsonl"] * 2

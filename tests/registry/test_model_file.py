@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,48 @@ def test_gigabytes_of_garbage_are_not_read(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(InvalidModelError, match=problem):
             model_file.check(path)
     assert sum(read) < 1000
+
+
+def test_gigabytes_of_tiny_fields_are_given_up(
+    write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bytes each, over and over, in the model and in its graph."""
+    monkeypatch.setattr(model_file, "MAX_FIELDS", 1000)
+    monkeypatch.setattr(model_file, "MAX_INNER_FIELDS", 5000)
+    tiny = b"\x78\x00"  # a number, 0, of field 15
+    whole = model()
+    model_file.check(write(whole + 990 * tiny))
+    with pytest.raises(InvalidModelError, match="one message has more than 1,000 fields"):
+        model_file.check(write(whole + 1000 * tiny))
+    graph = onnx.ModelProto.FromString(whole).graph.SerializeToString() + 1000 * tiny
+    rest = onnx.ModelProto.FromString(whole)
+    rest.ClearField("graph")
+    length = bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7])
+    with pytest.raises(InvalidModelError, match="more than 1,000 fields"):
+        model_file.check(write(rest.SerializeToString() + b"\x3a" + length + graph))
+    assert model_file.external_files(write(whole + 4000 * tiny)) == []
+    with pytest.raises(InvalidModelError, match="more than 5,000 fields"):
+        model_file.external_files(write(whole + 5000 * tiny))
+
+
+def test_the_limits_leave_room_for_every_model_and_are_reached_in_seconds(
+    write: Callable[[bytes], Path],
+) -> None:
+    """100,000 nodes, which is more than anything that is served has."""
+    whole = onnx.ModelProto.FromString(model())
+    node = whole.graph.node[0].SerializeToString()
+    nodes = 100_000 * (b"\x0a" + bytes([len(node)]) + node)
+    graph = nodes + whole.graph.SerializeToString()
+    whole.ClearField("graph")
+    size, length = len(graph), b""
+    while size > 0x7F:
+        length += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    path = write(whole.SerializeToString() + b"\x3a" + length + bytes([size]) + graph)
+    began = time.process_time()
+    model_file.check(path)
+    assert time.process_time() - began < 10  # some 0.3 s
+    assert model_file.MAX_FIELDS >= 500_000
 
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 import asyncio
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trimtab.registry.directory import ModelDirectory
 from trimtab.server.errors import UnavailableError
 from trimtab.server.events import Event, EventBus
 
@@ -93,3 +96,63 @@ def test_decisions_go_into_the_history_and_a_full_disk_does_not_stop_the_event()
     assert bus.publish("refused", "m", reason="again", record=True).sequence == 3
     assert bus.stats.not_recorded == 1
     assert bus.stats.published == {"refused": 2, "waiting": 1}
+
+
+def test_an_event_that_was_kept_is_told_as_it_was_and_takes_little_memory(tmp_path: Path) -> None:
+    features = [{"name": f"f{i}", "psi": i / 7, "reason": "a sentence"} for i in range(100)]
+
+    async def main() -> None:
+        bus = EventBus(lambda name: ModelDirectory(tmp_path), wall=lambda: 5)
+        bus.publish("drift", "a", reason="x", evidence={"features": features}, record=True)
+        tracemalloc.start()
+        for _ in range(50):
+            evidence = {"features": [dict(each) for each in features], "window": (1, 2)}
+            bus.publish("drift_warning", "a", evidence=evidence)
+        taken, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert taken / 50 < 10_000, "bytes an event, of some 30,000 that its evidence had"
+        kept = bus.subscribe(after=0).events()
+        first, second = await take(kept, 2)
+        assert (first.sequence, first.kind, first.reason) == (1, "drift", "x")
+        assert first.evidence == {"features": features}
+        assert first.entry is not None and first.entry.evidence == first.evidence
+        assert first.entry.computed_hash() == first.entry.hash
+        assert second.entry is None and second.evidence["window"] == [1, 2]
+        await kept.aclose()
+
+    asyncio.run(main())
+
+
+def test_what_is_told_in_passing_is_kept_for_nobody_and_costs_no_number() -> None:
+    async def main() -> None:
+        bus = EventBus(lambda model: FakeHistory())
+        kept: list[Event] = []
+        bus.listen(kept.append)
+        bus.publish("drift", "m")
+        here, elsewhere = bus.subscribe("m"), bus.subscribe("n")
+        for fraction in (0.1, 0.2):
+            bus.tell_in_passing(
+                "training_progress",
+                "m",
+                reason=f"{fraction:.0%}",
+                evidence={"fraction": fraction},
+                event_time_ms=5,
+            )
+        bus.publish("refused", "m")
+        events = here.events()
+        found = await take(events, 3)
+        assert [(each.kind, each.sequence) for each in found] == [
+            ("training_progress", 1),
+            ("training_progress", 1),
+            ("refused", 2),
+        ]
+        assert found[1].evidence == {"fraction": 0.2} and found[1].event_time_ms == 5
+        later = bus.subscribe("m", after=0)
+        assert ([each.kind for each in later.kept], later.lost) == (["drift", "refused"], 0)
+        assert [each.kind for each in kept] == ["drift", "refused"]
+        assert bus.stats.published["training_progress"] == 2
+        await events.aclose()
+        for each in (elsewhere, later):
+            each.close()
+
+    asyncio.run(main())

@@ -401,6 +401,28 @@ def test_a_rollback_loads_nothing(world: World) -> None:
     assert world.champions == [("m", 1), ("m", 2), ("m", 1)]
 
 
+def test_the_disk_is_waited_for_by_who_asked_and_not_by_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(1.0)
+    world.publish(2.0)
+    world.manager.start()
+    answered: list[float] = []
+    sync = durable.sync_directory
+
+    def slow(path: Path) -> None:
+        answered.append(world.predict())
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync_directory", slow)
+    world.promote(2)
+    assert answered == [2.0]
+    world.rollback()
+    assert answered == [2.0, 1.0]
+    assert world.promote(1).state.champion == 1, "it was so already"
+    assert len(answered) == 2
+
+
 def test_a_rollback_does_not_wait_for_another_version_to_load(world: World) -> None:
     for factor in (1.0, 2.0, 3.0):
         world.publish(factor)
@@ -447,7 +469,7 @@ def test_a_lost_compare_and_swap_names_the_current_revision(world: World) -> Non
 def test_promotions_of_what_is_not_there(world: World) -> None:
     world.publish(1.0)
     world.manager.start()
-    with pytest.raises(NotFoundError, match="'m' version 9 is not found"):
+    with pytest.raises(NotFoundError, match="model 'm' has no version 9"):
         world.promote(9)
     with pytest.raises(NotFoundError, match="unknown model: 'x' is not found"):
         world.manager.promote("x", 1, actor="a", reason="r")
@@ -469,7 +491,7 @@ def test_a_promotion_of_what_is_not_there_is_told_to_its_caller_alone(
         return look(directory)
 
     monkeypatch.setattr(ModelDirectory, "version_directories", late)
-    with pytest.raises(NotFoundError, match="'m' version 9 is not found"):
+    with pytest.raises(NotFoundError, match="model 'm' has no version 9"):
         world.promote(9)
     world.follow()
     assert world.events == told

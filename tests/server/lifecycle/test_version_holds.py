@@ -74,7 +74,7 @@ def test_a_version_that_cannot_be_loaded_cannot_be_held(two: World) -> None:
     (two.models_dir / "m/2/model.onnx").write_bytes(b"garbage")
     with pytest.raises(PreconditionError, match="version 2 of model 'm' cannot be loaded: "):
         two.manager.hold("m", 2)
-    with pytest.raises(NotFoundError, match="'m' version 9 is not found"):
+    with pytest.raises(NotFoundError, match="model 'm' has no version 9"):
         two.manager.hold("m", 9)
     with pytest.raises(NotFoundError, match="unknown model: 'x' is not found"):
         two.manager.hold("x", 1)
