@@ -5,7 +5,7 @@ ports: requests with their event time, labels when they would have become known.
 chunk by chunk and waits after each until the server's loop has nothing under way, so decisions
 depend on the data and the seed and not on the machine's speed. Where a pane of the drift window
 ends by time, the server is told so and settles before the next chunk. Only the timings differ
-between two runs.
+between two runs, also where one of them is a fast one, whose trainings begin in a warm process.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -38,7 +38,7 @@ from .backtest_baselines import (
 )
 from .backtest_data import Dataset
 from .backtest_decisions import Decision, Judge, Reproduced
-from .backtest_processes import ServerProcess, train, verify
+from .backtest_processes import ServerProcess, WarmTrainers, train, verify
 from .backtest_report import BacktestReport
 from .backtest_settings import (
     HISTORY_FILE,
@@ -56,7 +56,8 @@ from .replay import ReplayClient, ReplayError, RequestEncoder
 from .replay_record import ReplayRecord
 from .replay_schedule import LabelSchedule, PlannedRequest, plan
 
-_QUIET = ("loaded",)  # kinds of events that say nothing to the reader of a report
+# Kinds of events that say nothing to the reader of a report.
+_QUIET = ("loaded", "training_progress")
 _PACKAGES = (
     "trimtab",
     "grpcio",
@@ -116,13 +117,13 @@ class Backtest:
         """BacktestError, ChildError, ReplayError, TrainingError; children are always ended."""
         began = time.monotonic()
         model = self._write_model()
-        await verify(self._models_dir)
-        with self._timed("train_s"):
-            await self._train_first()
-        manifest = model.manifest(1)
         record = ReplayRecord(self._dataset)
-        with self._timed("replay_s"):
-            await self._serve_and_replay(model, record)
+        async with self._checked_and_warm() as trainers:
+            with self._timed("train_s"):
+                await self._train_first(trainers)
+            manifest = model.manifest(1)
+            with self._timed("replay_s"):
+                await self._serve_and_replay(model, record, trainers)
         self._observer.stage("comparing with a model never retrained and one retrained each period")
         with self._timed("baselines_s"):
             frozen = frozen_scores(
@@ -200,7 +201,31 @@ class Backtest:
         model.recipe_path.write_text(to_toml(self._tables), encoding="utf-8")
         return model
 
-    async def _train_first(self) -> None:
+    @contextlib.asynccontextmanager
+    async def _checked_and_warm(self) -> AsyncIterator[WarmTrainers | None]:
+        """Settings that the server takes, and where a fast run is wanted trainers to go on with."""
+        if not self._settings.fast:
+            await verify(self._models_dir)
+            yield None
+            return
+        trainers = WarmTrainers(self._threads, self._log.with_name("trainers.log"))
+        try:
+            warming = asyncio.create_task(trainers.start())
+            try:
+                await verify(self._models_dir)
+                await warming
+            finally:
+                warming.cancel()
+                await asyncio.gather(warming, return_exceptions=True)
+            yield trainers
+        finally:
+            await trainers.aclose()
+
+    @property
+    def _threads(self) -> int:
+        return int(self._tables["training"]["threads"])
+
+    async def _train_first(self, trainers: WarmTrainers | None) -> None:
         first = self._dataset.periods[0]
         self._observer.stage(f"training on the first period, {first.name}: {first.rows:,} rows")
         result = await train(
@@ -208,16 +233,19 @@ class Backtest:
             self._settings.model,
             reason=f"first period, {first.name}",
             event_time_ms=int(self._times[first.stop - 1]),
-            threads=int(self._tables["training"]["threads"]),
+            threads=self._threads,
             timeout_s=self._settings.training_timeout_s,
             on_progress=self._observer.training,
+            **({"command": (*trainers.command, "{}")} if trainers is not None else {}),
         )
         if result.get("outcome") != "published":
             raise BacktestError(f"the first model was refused: {result.get('reason')}")
 
-    async def _serve_and_replay(self, model: ModelDirectory, record: ReplayRecord) -> None:
+    async def _serve_and_replay(
+        self, model: ModelDirectory, record: ReplayRecord, trainers: WarmTrainers | None
+    ) -> None:
         self._observer.stage("starting the server")
-        server = ServerProcess(self._models_dir, self._log)
+        server = ServerProcess(self._models_dir, self._log, trainers=trainers)
         client: ReplayClient | None = None
         try:
             await server.start()
@@ -397,6 +425,7 @@ class Backtest:
             "machine": platform.platform(),
             "cpus": os.cpu_count(),
             "frontend": self._frontend,
+            "fast": self._settings.fast,
             "packages": {name: package_version(name) for name in _PACKAGES},
             "timings": {**self._timings, "rows_per_s": round(rows / replay_s, 1)},
             "failures": list(record.answers.failures),

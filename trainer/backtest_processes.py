@@ -1,4 +1,5 @@
-"""The child processes of a backtest: a check of the settings, the first training, the server.
+"""The child processes of a backtest: a check of the settings, the first training, the server, and
+where a fast one is wanted the process that keeps the trainer warm.
 
 They have a pipe for standard input that is never written to and end when it ends, so none outlives
 a backtest that was killed. Waiting is always bounded, and a child that dies is
@@ -9,13 +10,26 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Progress = Callable[[str, float, str], None]  # stage, fraction of the whole, message
+
+# Every row is trained on and counted, however fast a replay is.
+_SERVER_SETTINGS = (
+    'server.host="127.0.0.1"',
+    "server.port=0",
+    'server.admin_host="127.0.0.1"',
+    "server.admin_port=0",
+    "server.metrics=false",
+    "traffic.max_rows_per_s=0",
+    "drift.max_rows_per_s=0",
+)
 
 _GRACE_S = 20.0
 _TAIL_LINES = 8
@@ -107,8 +121,10 @@ class ServerProcess:
         models_dir: Path,
         log: Path,
         *,
+        trainers: "WarmTrainers | None" = None,
         command: Sequence[str] = (sys.executable, "-m", "trimtab.server"),
     ) -> None:
+        self._trainers = trainers  # that its trainings are run by
         self._models_dir = models_dir
         self._log = log  # its standard error
         self._command = tuple(command)
@@ -124,10 +140,14 @@ class ServerProcess:
 
     async def start(self, timeout_s: float = 60.0) -> None:
         """Returns when it listens; ChildError."""
-        arguments = ["serve", str(self._models_dir), "--host", "127.0.0.1", "--port", "0"]
-        arguments += ["--admin-host", "127.0.0.1", "--admin-port", "0", "--no-metrics"]
-        # Every row is trained on, however fast a replay is.
-        arguments += ["--set", "traffic.max_rows_per_s=0", "--json", "--until-eof"]
+        if (trainers := self._trainers) is None:
+            arguments = ["serve", str(self._models_dir), "--json", "--until-eof"]
+        else:
+            arguments = ["serve-replay", str(self._models_dir)]
+            arguments += ["--trainer-command", json.dumps(trainers.command)]
+            arguments += ["--trainer-threads", str(trainers.threads)]
+        for setting in _SERVER_SETTINGS:
+            arguments += ["--set", setting]
         with self._log.open("wb") as log:
             self._process = await _spawn([*self._command, *arguments], stderr=log.fileno())
         assert self._process.stdout is not None
@@ -185,7 +205,75 @@ class ServerProcess:
             pass
 
 
-async def _spawn(command: Sequence[str], stderr: int) -> asyncio.subprocess.Process:
+class WarmTrainers:
+    """The process that runs trainings without starting Python for each; `start`, then `command`."""
+
+    def __init__(
+        self,
+        threads: int,
+        log: Path,
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "trimtab.trainer.backtest_trainers"),
+    ) -> None:
+        """Whatever it runs has so many `threads`, as those who ask it must know."""
+        self.threads = threads
+        self._log = log  # its standard error
+        self._host = tuple(command)
+        self._directory: Path | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    def __repr__(self) -> str:
+        pid = self._process.pid if self._process else None
+        return f"WarmTrainers(threads={self.threads}, pid={pid})"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Runs the trainer's command line: to it come the limits, in JSON, and the arguments."""
+        assert self._directory is not None, "not started"
+        script = Path(__file__).with_name("backtest_call.py")
+        return (sys.executable, "-I", "-S", str(script), str(self._directory / "socket"))
+
+    async def start(self, timeout_s: float = 60.0) -> None:
+        """Returns when its libraries are loaded; ChildError."""
+        # A socket's path must be short, and nobody else's runs may come in by it.
+        self._directory = Path(tempfile.mkdtemp(prefix="trimtab-trainers-"))
+        threads = str(self.threads)
+        sizes = ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment = dict.fromkeys(sizes, threads) | {"ORT_DISABLE_TELEMETRY": "1"}
+        with self._log.open("wb") as log:
+            self._process = await _spawn(
+                [*self._host, str(self._directory / "socket")], log.fileno(), environment
+            )
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise ChildError(
+                f"the trainer's libraries were not loaded within {timeout_s:g} s"
+            ) from None
+        if not line:
+            code = await self._process.wait()
+            said = self._log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise ChildError(
+                f"the process that keeps trainers warm ended with exit code {code}: {said[-1]}"
+            )
+
+    async def aclose(self) -> None:
+        """Ends it and whatever it runs; idempotent."""
+        process, self._process = self._process, None
+        directory, self._directory = self._directory, None
+        try:
+            if process is not None:
+                await _end(process)
+        finally:
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _spawn(
+    command: Sequence[str], stderr: int, environment: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
     # A session of its own: Ctrl-C is ours to handle, and the child is then ended in order.
     try:
         return await asyncio.create_subprocess_exec(
@@ -195,7 +283,7 @@ async def _spawn(command: Sequence[str], stderr: int) -> asyncio.subprocess.Proc
             stderr=stderr,
             limit=_LINE_LIMIT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
         )
     except OSError as error:
         raise ChildError(f"{command[0]} cannot be started: {error}") from error

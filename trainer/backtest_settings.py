@@ -59,6 +59,7 @@ class BacktestSettings:
     rows_per_request: int = 64
     in_flight: int = 16
     oracle: bool = True  # three more fits a period
+    fast: bool = False  # trainings begin from a process that is warm
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     training_timeout_s: float = 900.0
     request_timeout_s: float = 60.0

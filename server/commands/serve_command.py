@@ -32,6 +32,7 @@ from .report_tables import versions_view
 
 if TYPE_CHECKING:
     from ..app import Listening
+    from ..loop.training_desk import Spawn
 
 
 class Frontend(StrEnum):
@@ -282,8 +283,13 @@ def make_config(
     return load_server_config(models_dir, file, settings)
 
 
-def serve(config: ServerConfig, *, as_json: bool, until_eof: bool) -> None:
-    """Serves until SIGTERM or SIGINT, or until standard input ends where that was asked for."""
+def serve(
+    config: ServerConfig, *, as_json: bool, until_eof: bool, spawn: "Spawn | None" = None
+) -> None:
+    """Serves until SIGTERM or SIGINT, or until standard input ends where that was asked for.
+
+    `spawn` makes the trainer's runs; None: each is a process from the start.
+    """
     from ..app import Listening, run  # not at the top: it brings onnxruntime
 
     if until_eof:
@@ -297,7 +303,7 @@ def serve(config: ServerConfig, *, as_json: bool, until_eof: bool) -> None:
             daemon=True,
         ).start()
 
-    asyncio.run(run(config, on_ready))
+    asyncio.run(run(config, on_ready, spawn))
 
 
 def configure_logging(level: str) -> None:

@@ -167,10 +167,11 @@ def test_a_world_that_moves_is_noticed_and_the_service_follows(tmp_path: Path) -
     assert "The task is regression" in stderr
     assert not (tmp_path / "out" / "models" / ".trimtab" / "server.json").exists()
 
-    with started(*options, "--json", tmp_path / "again.json") as process:
+    with started(*options, "--fast", "--json", tmp_path / "again.json") as process:
         _, stderr = process.communicate(timeout=150)
     assert process.returncode == 0, stderr
     again = json.loads((tmp_path / "again.json").read_text())
+    assert (report["environment"]["fast"], again["environment"]["fast"]) == (False, True)
     assert without_timings(again) == without_timings(report)
 
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from trimtab.trainer.backtest_processes import ChildError, ServerProcess, train, verify
+from trimtab.trainer.backtest_processes import (
+    ChildError,
+    ServerProcess,
+    WarmTrainers,
+    train,
+    verify,
+)
 
 LISTENING = {"inference": "127.0.0.1:1", "admin": "127.0.0.1:2", "frontend": "portable"}
 
@@ -106,7 +112,7 @@ def test_a_server_tells_where_it_listens_and_is_ended(tmp_path: Path) -> None:
     asyncio.run(scenario())
     pid, *arguments = (tmp_path / "server.log").read_text().split()
     assert arguments[:2] == ["serve", str(tmp_path)]
-    assert {"--json", "--until-eof", "--no-metrics"} <= set(arguments)
+    assert {"--json", "--until-eof", "server.port=0", "server.metrics=false"} <= set(arguments)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 
@@ -154,3 +160,84 @@ def test_a_server_that_dies_is_told_with_its_last_words(tmp_path: Path) -> None:
     text = str(asyncio.run(scenario()))
     assert "the server was killed by signal 9 during the replay" in text
     assert "out of memory" in text
+
+
+def test_trainers_are_warm_when_they_say_so_and_leave_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "print(os.getpid(), os.environ['OMP_NUM_THREADS'], file=sys.stderr, flush=True)\n"
+        "open(sys.argv[1], 'w').close()\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
+    log = tmp_path / "trainers.log"
+
+    async def scenario() -> Path:
+        trainers = WarmTrainers(3, log, command=fake(code))
+        await trainers.start()
+        path = Path(trainers.command[-1])
+        assert path.exists() and path.parent.stat().st_mode & 0o077 == 0
+        await trainers.aclose()
+        await trainers.aclose()
+        return path
+
+    path = asyncio.run(scenario())
+    assert not path.parent.exists()
+    pid, threads = log.read_text().split()
+    assert threads == "3"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
+def test_a_server_is_told_of_the_trainers_that_are_warm(tmp_path: Path) -> None:
+    host = "import sys; print('ready', flush=True); sys.stdin.read()"
+    code = (
+        "import sys\n"
+        "print('\\n'.join(sys.argv[1:]), file=sys.stderr, flush=True)\n"
+        f"print({json.dumps(LISTENING)!r}, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+
+    async def scenario() -> tuple[str, ...]:
+        trainers = WarmTrainers(2, tmp_path / "trainers.log", command=fake(host))
+        process = ServerProcess(
+            tmp_path, tmp_path / "server.log", trainers=trainers, command=fake(code)
+        )
+        try:
+            await trainers.start()
+            await process.start()
+            return trainers.command
+        finally:
+            await process.aclose()
+            await trainers.aclose()
+
+    command = asyncio.run(scenario())
+    arguments = (tmp_path / "server.log").read_text().splitlines()
+    assert arguments[:2] == ["serve-replay", str(tmp_path)]
+    assert json.loads(arguments[arguments.index("--trainer-command") + 1]) == list(command)
+    assert arguments[arguments.index("--trainer-threads") + 1] == "2"
+    assert "server.port=0" in arguments
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "import sys; print('error: no sklearn', file=sys.stderr); sys.exit(1)",
+            "keeps trainers warm ended with exit code 1: error: no sklearn",
+        ),
+        ("import sys; sys.stdin.read()", r"libraries were not loaded within 0\.5 s"),
+    ],
+)
+def test_trainers_that_do_not_get_warm_are_an_error(
+    tmp_path: Path, code: str, message: str
+) -> None:
+    async def scenario() -> None:
+        trainers = WarmTrainers(1, tmp_path / "trainers.log", command=fake(code))
+        try:
+            await trainers.start(timeout_s=0.5 if "stdin" in code else 60)
+        finally:
+            await trainers.aclose()
+
+    with pytest.raises(ChildError, match=message):
+        asyncio.run(scenario())
