@@ -123,7 +123,7 @@ simulate: setup $(DEMO_DIR)/flights.parquet ## false alarms and delays of the dr
 	$(BIN)/python benchmarks/january.py $(DEMO_DIR)/flights.parquet
 	$(BIN)/python benchmarks/drift_simulation.py --json build/bench/drift_simulation.json
 
-simulate-loop: setup ## streams that the loop must act well on, as in docs/backtest.md: half an hour
+simulate-loop: setup ## streams that the loop must act well on, as in docs/backtest.md: ten minutes
 	$(BIN)/python benchmarks/streams.py --json build/bench/streams.json
 
 build: setup ## sdist and wheel in dist/

@@ -20,7 +20,9 @@ LEFT_OUT: int  # not among those that are kept
 def row_keys(ids: bytes, id_ends: NDArray[np.int32], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The key of each (id, row); the same in every process and version."""
 
-def call_keys(ids: bytes, id_ends: NDArray[np.int32], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+def call_keys(
+    ids: bytes, id_ends: NDArray[np.int32], rows: NDArray[np.int64]
+) -> NDArray[np.uint64]:
     """The keys of the rows of calls that follow one another; `rows`: how many each call has."""
 
 @final

@@ -203,7 +203,9 @@ class Benchmark:
         question = serving_models.ask(self._models[case.model], case.rows)
         with tempfile.TemporaryDirectory(dir=self._folder) as own:  # its traffic log may be large
             starter = STARTERS[server]
-            with starter(Trial(question, case.load, case.settings), Path(own) / "server") as running:
+            with starter(
+                Trial(question, case.load, case.settings), Path(own) / "server"
+            ) as running:
                 yield question, running
 
     def _take_turns(self, group: str, entries: Sequence[Entry]) -> None:

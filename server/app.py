@@ -6,6 +6,7 @@
     admin service ────────────────┴→ control loop ←───────────┘
                                         └→ trainer process → registry → lifecycle (swap)
     metrics server → collector → what all of these have counted
+    webhooks ←─ event bus ←─ control loop, lifecycle
     services of statistics, configuration, repository, settings, health, reflection → the same
 
 Starting: take the directory, listen, load what should be loaded, then say so. The ports are bound
@@ -30,6 +31,8 @@ from .events import EventBus
 from .lifecycle.model_control import ModelControl
 from .lifecycle.model_manager import ModelManager
 from .loop.control_loop import ControlLoop
+from .loop.training_desk import Spawn
+from .loop.training_run import TrainingRun
 from .server_lock import ServerLock
 from .services.admin.gate import Gate
 from .services.admin_service import AdminService
@@ -49,6 +52,7 @@ from .services.reflection_service import ReflectionService
 from .services.server_settings import ServerSettingsService
 from .services.shared_memory import SharedMemoryService
 from .services.transport_options import TransportOptions
+from .webhook.webhooks import Webhooks
 
 _log = logging.getLogger(__name__)
 
@@ -86,15 +90,19 @@ class Listening:
 class Application:
     """One server. `start` and `stop` once each, in one event loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Raises ConfigError for what only shows when the settings are looked at together."""
+    def __init__(self, config: ServerConfig, spawn: Spawn | None = None) -> None:
+        """`spawn` makes the trainer's runs; None: as ever, each a process from the start.
+
+        Raises ConfigError for what only shows when the settings are looked at together.
+        """
         self._config = config
         listen = config.server
         gate = Gate.of(listen)
         registry = Registry(config.models_dir)
         self._lock = ServerLock(config.models_dir)
         self._events = EventBus(registry.model)
-        self._control = ControlLoop(registry, config, self._events)
+        self._webhooks = Webhooks(config.webhooks, registry, self._events)
+        self._control = ControlLoop(registry, config, self._events, spawn=spawn or TrainingRun)
         self._models = ModelManager(
             registry,
             config,
@@ -151,7 +159,7 @@ class Application:
             self._metrics = MetricsServer(
                 listen.host,
                 listen.metrics_port,
-                MetricsCollector(self._models, self._control, build),
+                MetricsCollector(self._models, self._control, build, self._webhooks.stats),
             )
 
     def _known(self, model: str) -> bool:
@@ -174,6 +182,7 @@ class Application:
             inference_port = await self._inference_frontend.start()
             admin_port = await self._admin_frontend.start()
             metrics_port = self._metrics.start() if self._metrics is not None else None
+            await asyncio.to_thread(self._webhooks.start)
             self._control.start(self._models)
             await asyncio.to_thread(self._models.start)
             listening = Listening(
@@ -209,12 +218,15 @@ class Application:
         left = max(0.0, ends - asyncio.get_running_loop().time())
         await asyncio.to_thread(self._models.stop, left)
         await asyncio.to_thread(self._control.stop)
+        await asyncio.to_thread(self._webhooks.stop)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.stop)  # last: how the server drains can be seen
         self._lock.release()
 
 
-async def run(config: ServerConfig, on_ready: Callable[[Listening], None]) -> None:
+async def run(
+    config: ServerConfig, on_ready: Callable[[Listening], None], spawn: Spawn | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal ends the grace at once.
 
     Raises what `Application.start` raises.
@@ -231,7 +243,7 @@ async def run(config: ServerConfig, on_ready: Callable[[Listening], None]) -> No
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    application = Application(config)
+    application = Application(config, spawn)
     starting = asyncio.ensure_future(application.start())
     waiting = asyncio.ensure_future(asked.wait())
     await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)

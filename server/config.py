@@ -10,6 +10,7 @@ range is a `ConfigError` that names the file, the section, the key and what is a
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -17,14 +18,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 
 class ConfigError(Exception):
     """A setting that cannot be taken; the message names file, section, key and limit."""
 
 
-def _setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+def _setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    secret: bool = False,
+) -> Any:
+    """`secret`: is in no log."""
+    metadata = {"doc": doc, "low": low, "high": high}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class ListenConfig:
         high=2_000_000,
     )
     max_concurrent_streams: int = _setting(
-        0, "calls at once on one connection; 0: any number", low=0, high=2**31 - 1
+        1024, "calls at once on one connection; 0: any number", low=0, high=2**31 - 1
     )
     max_in_flight: int = _setting(
         0, "requests under way at once, further ones are refused; 0: any number", low=0
@@ -147,6 +158,57 @@ class RegistryConfig:
     trusted_keys: tuple[str, ...] = _setting((), "PEM files of the public keys that are trusted")
 
 
+ALL_EVENTS = "all"
+_EVENTS = (  # what a person wants to hear of
+    *("approval_wanted", "data_broken", "data_quality", "drift", "held", "load_failed"),
+    *("log_failed", "promoted", "quality", "refused", "rolled_back", "training_failed"),
+)
+
+
+@dataclass(frozen=True)
+class WebhookConfig:
+    """[webhook]: who is told of events over HTTP; `[[webhook]]` for each, if there are several."""
+
+    url: str = _setting(
+        "", "where events are sent, https:// or http://; empty: nowhere", secret=True
+    )
+    name: str = _setting(
+        "", "what it is called in metrics, in the log and in its file; empty: the URL's host"
+    )
+    secret_file: str = _setting(
+        "", "file of the secrets that messages are signed with; empty: they are not signed"
+    )
+    events: tuple[str, ...] = _setting(_EVENTS, "kinds of events that are sent; all: every kind")
+    timeout_s: float = _setting(10.0, "seconds that one attempt may take", low=0.1, high=300)
+    max_age_s: float = _setting(
+        259_200.0, "seconds after which an event that nobody took is given up", low=1, high=1e9
+    )
+    max_mb: int = _setting(
+        16, "MiB of events that may wait; the oldest are dropped", low=1, high=1024
+    )
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            return
+        try:
+            url = urlsplit(self.url)
+            known = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:
+            known = False
+        if not known or not self.url.isprintable() or " " in self.url or not self.url.isascii():
+            # The URL may hold what is secret, and is not repeated.
+            raise ConfigError(
+                "[webhook] url: must be https://HOST[:PORT][/PATH] or http://…, in ASCII"
+            )
+        name = self.name or (url.hostname or "").replace(":", "-").strip("-")
+        if not _WEBHOOK_NAME.fullmatch(name):
+            raise ConfigError(
+                f"[webhook] name = {name!r}: must be 1 to 64 letters, digits and . _ -, a letter or "
+                "digit first"
+            )
+        object.__setattr__(self, "name", name)
+
+
 @dataclass(frozen=True)
 class DriftConfig:
     """[drift]"""
@@ -193,6 +255,11 @@ class DriftConfig:
     rows_per_request: int = _setting(
         0, "rows of one request that are counted at most, evenly chosen; 0: all", low=0
     )
+    max_rows_per_s: int = _setting(
+        100_000,
+        "rows that are counted per second, evenly chosen among those that come; 0: all",
+        low=0,
+    )
     hysteresis_panes: int = _setting(2, "panes in a row that change the state", low=1)
     bootstrap_rows: int = _setting(
         10_000, "first live rows that become the reference of a model without one", low=100
@@ -227,6 +294,21 @@ class LabelsConfig:
         True, "count rows for fewer where neighbouring panes differ more than chance lets them"
     )
     hysteresis_panes: int = _setting(2, "panes in a row that change the state", low=1)
+    drop_dir: str = _setting(
+        "labels_in",
+        "directory in the model's own from which files of labels are taken, where somebody has made "
+        "it; empty: none",
+    )
+
+    def __post_init__(self) -> None:
+        parts = self.drop_dir.split("/")
+        if self.drop_dir and any(
+            not part or part.startswith(".") or part.isdecimal() for part in parts
+        ):
+            raise ConfigError(
+                f"[labels] drop_dir = {self.drop_dir!r}: must be a path inside of the model's "
+                "directory, without hidden names and none like a version's"
+            )
 
 
 @dataclass(frozen=True)
@@ -247,6 +329,9 @@ class TriggerConfig:
     cooldown_s: float = _setting(86_400.0, "seconds between trainings at least", low=0)
     max_per_day: int = _setting(24, "trainings per day at most", low=1)
     max_failures: int = _setting(3, "failed trainings in a row before automatic ones stop", low=1)
+    dry_run: bool = _setting(
+        False, "only record what would have been trained; operators' requests are trained"
+    )
 
 
 @dataclass(frozen=True)
@@ -254,7 +339,9 @@ class TrainingConfig:
     """[training]: the trainer's process."""
 
     timeout_s: float = _setting(3600.0, "seconds after which a training is killed", low=1)
-    memory_mb: int = _setting(0, "address space of the trainer in MiB; 0: no limit", low=0)
+    memory_mb: int = _setting(
+        0, "address space of the trainer in MiB, at least 1400; 0: no limit", low=0
+    )
     nice: int = _setting(10, "added to the trainer's niceness", low=0, high=19)
     threads: int = _setting(1, "threads that the trainer may use", low=1)
 
@@ -267,6 +354,12 @@ class PromotionConfig:
         "auto",
         "what becomes of a version that passed every gate; auto: champion at once; shadow, canary: "
         "after it was compared with the champion; manual: a person promotes it",
+    )
+    approval: bool = _setting(
+        False, "a version that passed its gates waits until somebody approves it (trimtab approve)"
+    )
+    approval_s: float = _setting(
+        604_800.0, "seconds after which a version that nobody approved is refused", low=1, high=1e9
     )
     shadow_rows: int = _setting(5_000, "rows that a shadow compares", low=1, high=200_000)
     shadow_s: float = _setting(
@@ -376,6 +469,7 @@ class ServerConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    webhooks: tuple[WebhookConfig, ...] = ()
     policy: ModelPolicy = field(default_factory=ModelPolicy)
 
 
@@ -393,6 +487,8 @@ _POLICY_SECTIONS: dict[str, type] = {
     "promotion": PromotionConfig,
 }
 _MODEL_SECTIONS: dict[str, type] = {**_POLICY_SECTIONS, "serving": ServingConfig}
+_WEBHOOK = "webhook"  # a section, or a list of them
+_WEBHOOK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECIPE = "recipe"  # the trainer's part of trimtab.toml; the trainer checks it
 
 _T = TypeVar("_T")
@@ -406,19 +502,40 @@ def load_server_config(
     Raises ConfigError.
     """
     known = {**_SERVER_SECTIONS, **_POLICY_SECTIONS}
-    tables = _read(file, known) if file else {}
+    tables = _read(file, known, also=(_WEBHOOK,)) if file else {}
     for dotted, value in (options or {}).items():
         if value is not None:
             section, key = dotted.split(".")
-            if section not in known:
+            if section not in (*known, _WEBHOOK):
                 raise ConfigError(f"--set {dotted}: no such section; known are {', '.join(known)}")
-            tables.setdefault(section, {})[key] = value
+            table = tables.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {dotted}: {file} has a list of [[{section}]]")
+            table[key] = value
     origin = str(file) if file else "command line"
+    webhooks = _webhooks(tables.pop(_WEBHOOK, []), origin)
     built: dict[str, Any] = {
         name: _build(kind, tables.get(name, {}), origin, name) for name, kind in known.items()
     }
     policy = ModelPolicy(**{name: built.pop(name) for name in _POLICY_SECTIONS})
-    return ServerConfig(models_dir=models_dir, policy=policy, **built)
+    return ServerConfig(models_dir=models_dir, policy=policy, webhooks=webhooks, **built)
+
+
+def _webhooks(given: Any, origin: str) -> tuple[WebhookConfig, ...]:
+    """Of a section, or of a list of them. Raises ConfigError."""
+    built: list[WebhookConfig] = []
+    for table in given if isinstance(given, list) else [given]:
+        if not isinstance(table, dict):
+            raise ConfigError(f"{origin}: {_WEBHOOK} must be a section, [{_WEBHOOK}]")
+        if "url" not in table:
+            raise ConfigError(f"{origin}: [{_WEBHOOK}] has no url")
+        webhook = _build(WebhookConfig, table, origin, _WEBHOOK)
+        if webhook.url and webhook.name in (each.name for each in built):
+            raise ConfigError(
+                f"{origin}: [[{_WEBHOOK}]]: two are called {webhook.name}; give each a name"
+            )
+        built += [webhook] * bool(webhook.url)
+    return tuple(built)
 
 
 def load_model_policy(file: Path, defaults: ModelPolicy) -> ModelPolicy:
@@ -448,7 +565,7 @@ def describe(kind: type) -> list[tuple[str, str, Any, str]]:
 
 def sections() -> dict[str, type]:
     """Every section by name, in the order of the docs."""
-    return {**_SERVER_SECTIONS, **_MODEL_SECTIONS}
+    return {**_SERVER_SECTIONS, _WEBHOOK: WebhookConfig, **_MODEL_SECTIONS}
 
 
 def _read(
@@ -465,7 +582,7 @@ def _read(
     for name, table in tables.items():
         if name not in known and name not in also:
             raise ConfigError(f"{file}: unknown section [{name}]{_nearest(name, [*known, *also])}")
-        if not isinstance(table, dict):
+        if not isinstance(table, dict) and name != _WEBHOOK:
             raise ConfigError(f"{file}: {name} must be a section, [{name}]")
     return tables
 

@@ -7,15 +7,18 @@ this file, and a command sets the sizes before it imports its work.
 Exit codes: 0 done (a version was published), 1 failed, 2 wrong usage, 3 refused by a gate.
 """
 
+import ctypes
+import errno
 import json
 import os
+import resource
 import signal
 import sys
 import threading
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +26,10 @@ from . import backtest_command
 
 FAILED = 1
 REFUSED = 3
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_LEAST_MB = 1400  # of address space: 740 for the libraries, 1,290 for a training of a few rows
 
 app = typer.Typer(
     help="Trains models, rolls traffic logs, replays history.",
@@ -108,6 +115,11 @@ def train(
         raise typer.BadParameter("must be a JSON object", param_hint="--trigger")
     limit_threads(threads)
     _follow_parent(exit_with_parent)
+    if lacking := _lacking_memory():
+        if progress is ProgressMode.JSON:
+            print(json.dumps({"result": {"outcome": "failed", "reason": lacking}}), flush=True)
+        print(f"error: {lacking}", file=sys.stderr)
+        raise typer.Exit(FAILED)
 
     from .progress import progress_of
 
@@ -134,7 +146,7 @@ def train(
         result = run(request, told)
     except Exception as error:  # noqa: BLE001  the process's edge
         findings = error.findings if isinstance(error, DataQualityError) else ()
-        result = TrainingResult("failed", _sentence(error), quality=findings)
+        result = TrainingResult("failed", _sentence(error, models_dir), quality=findings)
         try:
             if not isinstance(error, BusyError):  # else nothing was tried; the other one goes on
                 record_failure(request, result.reason)
@@ -282,8 +294,43 @@ def init(
         raise typer.Exit(FAILED) from None
 
 
-def _sentence(error: Exception) -> str:
-    """What is said of an error: its message if it was written for people, else also the traceback."""
+@app.command("labels")
+def labels(
+    file: Annotated[Path, typer.Argument(help="A Parquet or CSV file of labels.")],
+    wanted: Annotated[
+        Literal["number", "text", "any"], typer.Option(help="What the model's labels are.")
+    ] = "any",
+    max_request_rows: Annotated[
+        int, typer.Option(min=1, help="Rows that a request may have had.")
+    ] = 65_536,
+    threads: Threads = None,
+    exit_with_parent: ExitWithParent = False,
+) -> None:
+    """Checks a file of labels and hands them over as lines of JSON, to the server that starts this."""
+    limit_threads(threads)
+    os.environ["RUST_BACKTRACE"] = "0"  # to print one with no memory left can take for ever
+    _follow_parent(exit_with_parent)
+
+    from .label_file import send
+
+    def tell(message: dict[str, Any]) -> None:
+        print(json.dumps(message), flush=True)
+
+    try:
+        reason = send(file, wanted, max_request_rows, tell)
+    except Exception as error:  # noqa: BLE001  the process's edge
+        reason = "ran out of memory" if isinstance(error, MemoryError) else _sentence(error)
+    outcome = "failed" if reason else "published"
+    tell({"result": {"outcome": outcome, "reason": reason}})
+    if reason:
+        raise typer.Exit(FAILED)
+
+
+def _sentence(error: Exception, written: Path | None = None) -> str:
+    """What is said of an error: its message if it was written for people, else also the traceback.
+
+    `written`: the directory below which files are written; a disk that is full does not say which it is.
+    """
     from trimtab.registry.errors import RegistryError
 
     from .errors import TrainingError
@@ -292,10 +339,24 @@ def _sentence(error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "the training ran out of memory; window_rows in the recipe makes it smaller"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM and written and not error.filename:
+        return f"nothing more can be written below {written}: {error.strerror}"
     if isinstance(error, OSError):
         return " ".join(str(error).split())
     traceback.print_exception(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _lacking_memory() -> str:
+    """Why there is too little address space to even begin, where there is; with less a library may
+    ask for it for ever."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= _LEAST_MB * 2**20:
+        return ""
+    return (
+        f"{limit // 2**20:,} MiB of address space are too little memory for any training: "
+        f"[training] memory_mb must be at least {_LEAST_MB:,}, or 0"
+    )
 
 
 def _leave(number: int, frame: Any) -> None:
@@ -304,8 +365,14 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def _follow_parent(wanted: bool) -> None:
-    """From now on SIGTERM unwinds, and the end of standard input is a SIGTERM if that is wanted."""
+    """From now on SIGTERM unwinds, and the end of standard input is a SIGTERM if that is wanted.
+
+    Then the end of the parent is a SIGKILL as well, by the kernel: nothing in this process may come
+    to a turn any more, as in a library that asks for memory again and again.
+    """
     signal.signal(signal.SIGTERM, _leave)
+    if wanted:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def wait() -> None:
         while os.read(sys.stdin.fileno(), 4096):

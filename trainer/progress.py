@@ -1,11 +1,15 @@
 """How a training tells what it is doing: JSON lines for a program, a bar for a person, or nothing.
 
 JSON lines go to standard output, the bar to standard error; the last line of either is the result.
+What is told is the stage that begins and the shares of a usual training's time at which it begins and
+ends. A bar says how long it will take as well: the time so far, divided by the share that is over, is the
+whole; not before the libraries are loaded, which takes the same time whatever is trained.
 """
 
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -22,6 +26,21 @@ _BEGINS = {
     "card": 0.92,
     "publish": 0.98,
 }
+
+
+def share_of(stage: str) -> tuple[float, float]:
+    """The shares of the time at which a stage begins and ends; 0 and 1 for one that is not known."""
+    names = list(_BEGINS)
+    if stage not in _BEGINS:
+        return 0.0, 1.0
+    later = names.index(stage) + 1
+    return _BEGINS[stage], _BEGINS[names[later]] if later < len(names) else 1.0
+
+
+def remaining_s(stage: str, elapsed_s: float) -> float | None:
+    """Seconds until the end as a stage begins; None: not known yet."""
+    begins, _ = share_of(stage)
+    return elapsed_s * (1 - begins) / begins if begins > _BEGINS["read"] else None
 
 
 class Progress(Protocol):
@@ -41,7 +60,8 @@ class SilentProgress:
 
 class JsonProgress:
     def stage(self, name: str, message: str) -> None:
-        told = {"stage": name, "fraction": _BEGINS.get(name, 0.0), "message": message}
+        begins, ends = share_of(name)
+        told = {"stage": name, "fraction": begins, "until": ends, "message": message}
         print(json.dumps({"progress": told}), flush=True)
 
     def close(self) -> None:
@@ -53,28 +73,34 @@ class RichProgress:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
+        self._began = time.monotonic()
         self._console = Console(stderr=True)
         self._bar: Bar | None = None
         if self._console.is_terminal:
             self._bar = Bar(
                 TextColumn("{task.fields[stage]:<9}"),
                 BarColumn(bar_width=24),
+                TaskProgressColumn(),
                 TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
                 TextColumn("{task.description}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("", total=1.0, stage="")
+            self._task = self._bar.add_task("", total=1.0, stage="", left="")
             self._bar.start()
 
     def stage(self, name: str, message: str) -> None:
+        done, _ = share_of(name)
+        remaining = remaining_s(name, time.monotonic() - self._began)
+        left = "" if remaining is None else f"about {remaining:,.0f} s left"
         if self._bar is None:
-            print(f"{name:<9} {message}", file=sys.stderr, flush=True)
+            said = f"{message}; {left}" if left else message
+            print(f"{name:<9} {done:>4.0%}  {said}", file=sys.stderr, flush=True)
         else:
-            done = _BEGINS.get(name, 0.0)
-            self._bar.update(self._task, completed=done, description=message, stage=name)
+            self._bar.update(self._task, completed=done, description=message, stage=name, left=left)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -187,6 +187,11 @@ class AdminClient:
         )
         return self._call("Rollback", request, admin_pb2.ChangeResponse)
 
+    def answer_approval(self, request: Message) -> admin_pb2.ApprovalResponse:
+        """Approve or Reject, by what the request is."""
+        name = request.DESCRIPTOR.name.removesuffix("Request")
+        return self._call(name, request, admin_pb2.ApprovalResponse)
+
     def change(self, request: Message) -> admin_pb2.ChangeResponse:
         """Freeze, Pin, Block, their reverses or RemoveVersion, by what the request is."""
         name = request.DESCRIPTOR.name.removesuffix("Request")
@@ -210,6 +215,18 @@ class AdminClient:
     def train(self, model: str, *, actor: str, reason: str) -> admin_pb2.TrainResponse:
         request = admin_pb2.TrainRequest(model_name=model, actor=actor, reason=reason)
         return self._call("Train", request, admin_pb2.TrainResponse)
+
+    def cancel_training(
+        self, model: str, training_id: str = "", *, actor: str, reason: str
+    ) -> admin_pb2.CancelTrainingResponse:
+        request = admin_pb2.CancelTrainingRequest(
+            model_name=model, training_id=training_id, actor=actor, reason=reason
+        )
+        return self._call("CancelTraining", request, admin_pb2.CancelTrainingResponse)
+
+    def training(self, model: str) -> admin_pb2.TrainingStatusResponse:
+        request = admin_pb2.TrainingStatusRequest(model_name=model)
+        return self._call("TrainingStatus", request, admin_pb2.TrainingStatusResponse)
 
     def history(self, model: str, limit: int = 0) -> admin_pb2.GetHistoryResponse:
         return self.ask_history(admin_pb2.GetHistoryRequest(model_name=model, limit=limit))

@@ -21,7 +21,8 @@ from ..config import ConfigError
 from ..errors import TrimtabError
 from ..server_lock import AlreadyServedError
 from ..services.admin.tokens import TokensError
-from . import admin_commands, change_commands
+from ..webhook.signature import SecretError
+from . import admin_commands, change_commands, training_commands
 from .admin_client import AdminError
 from .command_options import (
     Actor,
@@ -37,10 +38,13 @@ from .export_command import export_version
 from .import_command import import_model
 from .init_command import InitError, init_model
 from .keys_command import keys
+from .labels_command import LabelsError, submit_labels
+from .replay_command import serve_replay
 from .serve_command import serve_models
 from .token_command import token
 from .train_command import TrainingFailedError, train
 from .verify_command import verify_models
+from .webhook_command import webhook
 
 _EXPECTED = (
     AdminError,
@@ -48,9 +52,11 @@ _EXPECTED = (
     ConfigError,
     DriftCheckError,
     InitError,
+    LabelsError,
     RegistryError,
     TokensError,
     TrainingFailedError,
+    SecretError,
     TrimtabError,
     OSError,
 )
@@ -99,6 +105,7 @@ def _root(
 
 
 app.command("serve")(serve_models)
+app.command("serve-replay", hidden=True)(serve_replay)
 
 
 @app.command("train")
@@ -128,12 +135,18 @@ app.command("init")(init_model)
 app.command("verify")(verify_models)
 app.command("import")(import_model)
 app.command("export")(export_version)
+app.command("labels")(submit_labels)
 app.add_typer(keys, name="keys")
 app.command("models")(admin_commands.list_models)
 app.command("describe")(admin_commands.describe_version)
 app.command("promote")(change_commands.promote_version)
 app.command("rollback")(change_commands.roll_back)
+app.command("approve")(change_commands.approve)
+app.command("reject")(change_commands.reject)
 app.command("rollout")(admin_commands.show_rollout)
+app.command("retrain")(training_commands.retrain)
+app.command("cancel")(training_commands.cancel_training)
+app.command("trainings")(training_commands.list_trainings)
 app.command("freeze")(change_commands.freeze)
 app.command("unfreeze")(change_commands.unfreeze)
 app.command("pin")(change_commands.pin)
@@ -142,6 +155,7 @@ app.command("block")(change_commands.block)
 app.command("unblock")(change_commands.unblock)
 app.command("gc")(change_commands.remove_old)
 app.add_typer(token, name="token")
+app.add_typer(webhook, name="webhook")
 app.command("drift")(admin_commands.show_drift)
 app.command("drift-check")(check_drift)
 app.command("history")(admin_commands.show_history)

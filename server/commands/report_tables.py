@@ -133,6 +133,9 @@ def drift_table(report: admin_pb2.DriftReport, limit: int) -> RenderableType:
         f"window of {report.window_rows:,} rows against {against}; "
         f"{report.observed_rows:,} rows since it became champion"
     )
+    if report.passed_over_rows:
+        counted = report.observed_rows - report.passed_over_rows
+        text.append(f", {counted:,} of them counted")
     shown = list(report.features)[: limit or None]
     if not shown:
         return Group(head, text)

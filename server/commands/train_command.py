@@ -7,19 +7,29 @@ processor and with a bar on the terminal.
 
 import json
 import os
+import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from trimtab.registry.directory import Registry
 
 from ..config import ModelPolicy, TrainingConfig, load_model_policy
-from ..loop.training_run import TrainingProgress, TrainingResult, TrainingRun
+from ..loop.training_progress import TrainingPace, span
+from ..loop.training_run import TrainingResult, TrainingRun
 from .command_options import out
 from .report_tables import gates_table
 
 PUBLISHED, REFUSED = 0, 3  # exit codes
+_LOOK_S = 0.25  # between two looks at how far it is
 _NO_LIMIT_S = 365 * 86_400.0  # somebody watches: Ctrl-C ends it
 
 
@@ -53,20 +63,29 @@ def run_training(arguments: list[str], console: Console) -> TrainingResult:
         SpinnerColumn(),
         TextColumn("{task.fields[stage]:<10}"),
         BarColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.description}", markup=False),
         console=console,
         transient=True,
     ) as bar:
-        task = bar.add_task("starting", total=1.0, stage="")
-
-        def watch(step: TrainingProgress) -> None:
-            bar.update(task, completed=step.fraction, stage=step.stage, description=step.message)
-
-        run = TrainingRun(arguments, limits, results.append, watch)
+        task = bar.add_task("starting", total=1.0, stage="", left="")
+        pace = TrainingPace(time.monotonic(), {})
+        run = TrainingRun(
+            arguments, limits, results.append, lambda step: pace.stage(step, time.monotonic())
+        )
         run.start()
         try:
-            run.join()
+            while not run.join(_LOOK_S):
+                now = pace.reading(time.monotonic())
+                bar.update(
+                    task,
+                    completed=now.fraction,
+                    stage=now.stage,
+                    left="" if now.eta_s is None else f"{span(now.eta_s)} left",
+                    description=now.message or "starting",
+                )
         except KeyboardInterrupt:
             run.kill("was interrupted")
             run.join()

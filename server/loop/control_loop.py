@@ -32,13 +32,17 @@ from ..config import ServerConfig
 from ..errors import NotFoundError
 from ..events import EventBus, wall_ms
 from ..logs.traffic_log import TrafficStats
+from ..rollout.approval_desk import Answer, Answered
 from ..rollout.lifecycle import Held, Lifecycle
 from ..rollout.rollout_desk import RolloutDesk
+from .label_drop import DropTurns
 from .loop_tap import LoopTap
 from .model_context import ModelContext
 from .model_loop import ModelLoop
-from .training_desk import Spawn, TrainingDesk, TrainRequest
+from .training_desk import TrainingDesk
+from .training_request import Cancelled, CancelRequest, TrainRequest
 from .training_run import TrainingRun
+from .training_underway import Spawn
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class ControlLoop:
         self._queue = queue.SimpleQueue()
         self._models_lock = threading.Lock()  # guards writers of _models; held while one is opened
         self._models: Mapping[str, ModelLoop] = {}  # read without a lock
+        self._turns = DropTurns()  # the thread's own
         self._thread = threading.Thread(target=self._run, name="control loop", daemon=True)
         self._settling: list[Settling] = []  # the thread's own
         self._failures = 0
@@ -177,6 +182,31 @@ class ControlLoop:
         self._queue.put((loop.on_request, (TrainRequest(actor, reason, resolve),)))
         return answer
 
+    def cancel_training(
+        self, model: str, training_id: str, actor: str, reason: str
+    ) -> "Future[Cancelled]":
+        """Ends a training, or one that waits (`training_id` empty: whichever); see
+        TrainingDesk.cancel. NotFoundError."""
+        answer: Future[Cancelled] = Future()
+        answer.set_running_or_notify_cancel()
+
+        def resolve(result: Cancelled | Exception) -> None:
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        request = CancelRequest(actor, reason, training_id, resolve)
+        self._queue.put((self.model(model).desk.cancel, (request,)))
+        return answer
+
+    def answer_approval(self, model: str, answer: Answer) -> "Future[Answered]":
+        """Approves or rejects the version that waits for it; see RolloutDesk.answer. NotFoundError."""
+        answered: Future[Answered] = Future()
+        answered.set_running_or_notify_cancel()
+        self._queue.put((self.model(model).rollout.answer, (answer, answered)))
+        return answered
+
     def settle(self, model: str, observed_rows: int, watermark_ms: int | None = None) -> "Settling":
         """Becomes done once so many rows were observed and nothing is under way. NotFoundError.
 
@@ -210,7 +240,8 @@ class ControlLoop:
         except RegistryError as error:  # not even a name
             raise NotFoundError(f"Request for unknown model: '{name}' is not found") from error
         rollout = RolloutDesk(context, _Late(self))
-        loop = ModelLoop(context, TrainingDesk(context, rollout, self._spawn), rollout)
+        desk = TrainingDesk(context, rollout, self._spawn)
+        loop = ModelLoop(context, desk, rollout, self._turns)
         loop.open()
         return loop
 

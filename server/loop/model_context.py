@@ -76,6 +76,7 @@ class ModelContext:
             else:
                 if recovery.rows or recovery.lost_bytes:
                     self.publish("recovered", reason=f"{what}: {recovery}")
+        self.observed.expects_labels |= bool(self.labels.total_rows)
         entries = self.directory.history().entries
         self._told = entries[-1].sequence if entries else 0
         self._bus.follow(self.name, entries)
@@ -121,6 +122,12 @@ class ModelContext:
             record=record,
         )
 
+    def tell_in_passing(self, kind: str, *, reason: str, evidence: Mapping[str, Any]) -> None:
+        """An event for those who listen now; nothing keeps it."""
+        self._bus.tell_in_passing(
+            kind, self.name, reason=reason, evidence=evidence, event_time_ms=self.now.ms
+        )
+
     def tell_changes(self) -> None:
         """Events for what is new in the history, whoever wrote it: us, a command, another process."""
         stamp = _stamp(self.directory.path / HISTORY_NAME)
@@ -146,6 +153,7 @@ class ModelContext:
         if stamp == self._policy_stamp:
             return
         self._policy_stamp = stamp
+        self.observed.expects_labels |= self.has_recipe()
         try:
             self.policy = load_model_policy(path, self.config.policy)
             self.quality.follow(self.policy.labels, self.policy.trigger.label_maturity_s)

@@ -8,7 +8,7 @@ the training desk's. Whatever happens is an event with its evidence.
 
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trimtab._native.reference import ReferenceProfile
 from trimtab.registry.manifest import Signature
@@ -29,14 +29,18 @@ from ..drift.drift_report import (
     worst,
 )
 from ..drift.drift_state import COLLECTING
-from ..drift.feature_faults import MIN_PANE_ROWS, faults_of
+from ..drift.feature_faults import MEASURED_PANES, MIN_PANE_ROWS, faults_of
+from ..drift.row_sampler import RowSampler
 from ..logs.label_log import Label
 from ..rollout.rollout_desk import RolloutDesk
+from .label_drop import DropTurns, LabelDrop
+from .label_stats import LabelTally
 from .loop_clock import Reading
 from .loop_stats import DriftStats, LoopStats
 from .loop_tap import ChampionWatch, LoopTap, evidence_of
 from .model_context import ModelContext
-from .training_desk import TrainingDesk, TrainRequest
+from .training_desk import TrainingDesk
+from .training_request import TrainRequest
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +50,19 @@ _KIND = {OK: "drift_cleared", WARNING: "drift_warning", DRIFT: "drift"}
 class ModelLoop:
     """See the module."""
 
-    def __init__(self, context: ModelContext, desk: TrainingDesk, rollout: RolloutDesk) -> None:
+    def __init__(
+        self, context: ModelContext, desk: TrainingDesk, rollout: RolloutDesk, turns: DropTurns
+    ) -> None:
         self.context = context
         self.desk = desk
         self.rollout = rollout
         self.name = context.name
         self.observed = context.observed
+        self.drop = LabelDrop(context, self.submit_parts, turns)
         # The executors own the taps; a version that is unloaded takes its tap along.
         self._taps: weakref.WeakValueDictionary[int, LoopTap] = weakref.WeakValueDictionary()
+        self._changes = 0  # of champion
+        self._drifting: ChampionWatch | None = None  # its drift was told and has not cleared
 
     def __repr__(self) -> str:
         return f"ModelLoop({self.name}, {self.observed.champion!r}, {self.desk!r})"
@@ -66,6 +75,7 @@ class ModelLoop:
 
     def close(self) -> None:
         """On the control loop's thread, or after it has ended."""
+        self.drop.close()
         self.desk.close()
         self.rollout.close()
         self.context.close()
@@ -75,6 +85,7 @@ class ModelLoop:
         return (
             self.observed.champion is None
             and self.desk.idle
+            and self.drop.idle
             and self.rollout.idle
             and not self.context.directory.path.is_dir()
         )
@@ -92,31 +103,57 @@ class ModelLoop:
 
     def champion_changed(self, version: int | None) -> None:
         """Another version answers from now on; its monitor begins with an empty window."""
+        self._changes += 1
+        change = self._changes
         tap = self._taps.get(version) if version is not None else None
         if version is None or tap is None:
             self.observed.champion = None
         else:
             watch = ChampionWatch(version)
             if self.context.policy.drift.enabled:
+                limit = self.context.policy.drift.max_rows_per_s
+                watch.sampler = RowSampler(limit) if limit else None
+                # The monitor does not refer to its watch: of a champion that was replaced everything
+                # goes at once, and not at some garbage collection after hundreds of others.
                 watch.monitor = DriftMonitor(
                     tap.signature,
                     tap.reference,
                     self.context.policy.drift,
-                    on_pane=lambda snapshot: self.context.post(
-                        self.on_pane, watch, snapshot, self.context.clock.reading()
+                    on_pane=lambda snapshot: self._post_of(
+                        change, self.on_pane, snapshot, self.context.clock.reading()
                     ),
-                    on_bootstrap=lambda: self.context.post(self.on_bootstrap, watch),
+                    on_bootstrap=lambda: self._post_of(change, self.on_bootstrap),
                 )
             self.observed.champion = watch
         self.context.post(self.on_champion)
 
+    def _post_of(self, change: int, do: Callable[..., None], *arguments: object) -> None:
+        """What the monitor of that change of champion found, to the control loop; nothing of one
+        that was replaced."""
+        watch = self.observed.champion
+        if watch is not None and change == self._changes:
+            self.context.post(do, watch, *arguments)
+
+    @property
+    def takes_text(self) -> bool | None:
+        """Whether labels are texts; None: either will do, or nobody knows."""
+        return self.context.quality.takes_text
+
     def submit_labels(self, labels: Sequence[Label], event_time_ms: int) -> None:
         """Returns once the labels are in the log; OSError: none of them is."""
-        self.context.labels.append(labels, event_time_ms)
-        self.rollout.labels(labels)
-        believed_ms = self.context.clock.believed(event_time_ms)
-        self.context.quality.offer(labels, believed_ms)
-        self.context.clock.label_seen(event_time_ms)
+        self.submit_parts([(labels, event_time_ms)])
+
+    def submit_parts(
+        self, parts: Sequence[tuple[Sequence[Label], int]], tally: LabelTally | None = None
+    ) -> None:
+        """The same of labels that became known at several times; `tally`: where they are counted."""
+        self.context.labels.append_parts(parts)
+        self.observed.expects_labels = True
+        for labels, event_time_ms in parts:
+            self.rollout.labels(labels)
+            believed_ms = self.context.clock.believed(event_time_ms)
+            self.context.quality.offer(labels, believed_ms, tally)
+            self.context.clock.label_seen(event_time_ms)
         self.context.post(self.on_labels, self.context.clock.reading())
 
     def report(self) -> DriftReport:
@@ -152,6 +189,7 @@ class ModelLoop:
             window_rows=snapshot.rows,
             reference_rows=yardstick.profile.rows,
             observed_rows=snapshot.observed_rows,
+            passed_over_rows=monitor.passed_over_rows,
             reference=monitor.reference_kind,
             evidence=evidence,
             features=features,
@@ -164,8 +202,14 @@ class ModelLoop:
         if watch is not None and watch.monitor is not None:
             state = watch.state
             drift = DriftStats(
-                watch.version, state.name, watch.window_rows, watch.features, len(state.broken)
+                watch.version,
+                state.name,
+                watch.window_rows,
+                watch.features,
+                len(state.broken),
+                watch.monitor.passed_over_rows,
             )
+        rollout = self.rollout.status()
         return LoopStats(
             model=self.name,
             observed_rows=self.observed.rows,
@@ -174,6 +218,7 @@ class ModelLoop:
             traffic=traffic.stats if traffic is not None else None,
             trainings=self.desk.stats,
             quality=self.context.quality.stats() if self.context.policy.labels.watch else None,
+            rollout=rollout if rollout.version else None,
         )
 
     # On the control loop's thread.
@@ -218,21 +263,26 @@ class ModelLoop:
             "reference": watch.monitor.reference_kind,
             "features": evidence_of(features),
         }
+        if after.name == DRIFT:
+            self._drifting = watch
         if after.name != before.name and (before.name, after.name) != (COLLECTING, OK):
+            only_warned = after.name == OK and self._drifting is not watch
             publish(
-                _KIND[after.name],
+                "drift_warning_cleared" if only_warned else _KIND[after.name],
                 watch.version,
                 reason=_reason(after.name, features, snapshot, config),
                 evidence=evidence,
-                record=after.name != WARNING,
+                record=after.name != WARNING and not only_warned,
             )
+        if after.name == OK:
+            self._drifting = None
         if came := after.broken - before.broken:
             faults = "; ".join(f"{f.name}: {f.reason}" for f in features if f.name in came)
             publish("data_quality", watch.version, reason=faults, evidence=evidence, record=True)
         if went := before.broken - after.broken:
             reason = f"{', '.join(sorted(went))}: as in the reference again"
             publish("data_quality_cleared", watch.version, reason=reason, evidence=evidence)
-        self.desk.decide()
+        self._decide()
 
     def _look_for_faults(
         self,
@@ -242,9 +292,13 @@ class ModelLoop:
         config: DriftConfig,
     ) -> None:
         """Enters the newest pane's faults; those of panes that have left the window go."""
-        rows = snapshot.recent
-        found = {} if rows is None else faults_of(reference, rows, config, MIN_PANE_ROWS)
-        newest = snapshot.newest_pane
+        rows, newest = snapshot.recent, snapshot.newest_pane
+        effective = None
+        if watch.evidence is not None and newest > MEASURED_PANES:
+            effective = watch.evidence.latest.effective
+        found = {}
+        if rows is not None:
+            found = faults_of(reference, rows, config, MIN_PANE_ROWS, effective)
         kept = [item for item in watch.pane_faults if item[0] > newest - config.panes]
         watch.pane_faults = (*kept, (newest, found))
 
@@ -267,7 +321,7 @@ class ModelLoop:
     def on_labels(self, now: Reading) -> None:
         self.context.now = now
         self._look_at_labels()
-        self.desk.decide()
+        self._decide()
 
     def on_champion(self) -> None:
         champion = self.observed.champion
@@ -292,8 +346,15 @@ class ModelLoop:
         self.context.tell_changes()
         self.rollout.tick(reading)
         self._look_at_labels()
-        self.desk.decide()
+        self.drop.tick()
+        self.desk.tell_progress()
+        self._decide()
         self.desk.roll_if_due()
+
+    def _decide(self) -> None:
+        """A file of labels is taken whole: a training that starts amid it would learn from half."""
+        if self.drop.idle:
+            self.desk.decide()
 
     def on_watermark(self, event_time_ms: int) -> None:
         """No request of an earlier time will come: the panes before it have ended."""
@@ -323,12 +384,12 @@ class ModelLoop:
         self._look_at_labels()
         if step := self.rollout.settling(now):
             return step
-        self.desk.decide()
+        self._decide()
         return self.busy()
 
     def busy(self) -> str:
         """What is under way, in words; empty: nothing."""
-        return self.desk.busy() or self.rollout.busy()
+        return self.desk.busy() or self.rollout.busy() or self.drop.busy()
 
     def on_request(self, request: TrainRequest) -> None:
         """An operator wants a training."""

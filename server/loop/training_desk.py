@@ -1,107 +1,64 @@
-"""Decides about one model's trainings and sees each one through: start, result, rolling of the log.
+"""Decides about one model's trainings and sees each one through, from its start to its end.
 
 One process of the trainer's side runs per model at a time, a training or a rolling of the log, and
-a training that is wanted meanwhile waits. Decisions are pure functions (trigger.decide,
-after_training); here is what gives them their snapshot and carries out their answer.
+a training that is wanted meanwhile waits. The decision is a pure function (trigger.decide); here is
+what gives it its snapshot and carries out its answer. What follows from a result is in
+training_endings.py.
 Everything runs on the control loop's thread, except what says otherwise.
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from trimtab.registry.errors import RegistryError
 from trimtab.registry.state import State
 
-from ..config import TrainingConfig
 from ..drift.drift_report import DRIFT, names
 from ..drift.drift_state import COLLECTING
-from ..errors import PreconditionError
+from ..errors import NotFoundError, PreconditionError
 from ..logs.label_log import LabelCounts
-from ..rollout.after_training import RolloutDecision, after_training
 from .loop_stats import TrainingStats
 from .loop_tap import evidence_of
 from .model_context import ACTOR, ModelContext
+from .training_endings import Rollout, TrainingEndings
 from .training_past import TrainingPast
+from .training_progress import TrainingPace, TrainingStatus
+from .training_request import Cancelled, CancelRequest, TrainRequest
+from .training_rolls import LogRolls
 from .training_run import TrainingProgress, TrainingResult, TrainingRun
+from .training_underway import Spawn as Spawn  # noqa: PLC0414  for those who make a desk
+from .training_underway import Underway
 from .trigger import TriggerDecision, TriggerSnapshot, decide
 
-_log = logging.getLogger(__name__)
-
-_ROLL_AT = 4  # finished files of a log that are worth a process
 _END_S = 10.0  # that a child is given to end as the server stops
-_FIRST_ROLL_RETRY_S, _MAX_ROLL_RETRY_S = 60.0, 3600.0
-
-
-class Rollout(Protocol):
-    """What becomes of versions that passed their gates, as RolloutDesk does it."""
-
-    @property
-    def failed_bakes(self) -> tuple[int, int | None]:
-        """How many promotions in a row were taken back, and when the last one was."""
-
-    def begin(
-        self, version: int, reason: str, evidence: Mapping[str, Any], expected_revision: int
-    ) -> None: ...
-
-
-class Child(Protocol):
-    """A process of the trainer's side, as TrainingRun is one."""
-
-    def start(self) -> None: ...
-    def kill(self, reason: str) -> None: ...
-    def join(self, timeout_s: float | None = None) -> bool: ...
-
-
-Spawn = Callable[..., Child]
-"""Makes one, with TrainingRun's parameters."""
-
-
-class TrainRequest:
-    """An operator's wish for a training; `answer` is called once: its id, or why it cannot be."""
-
-    def __init__(self, actor: str, reason: str, answer: Callable[[str | Exception], None]) -> None:
-        self.actor = actor
-        self.reason = reason
-        self.answer = answer
-
-
-class _Training:
-    """The training that runs."""
-
-    def __init__(self, training_id: str, reason: str, state: State) -> None:
-        self.id = training_id
-        self.reason = reason
-        self.state = state  # of the registry, as it began
-        self.run: Child
-        self.where = ""
-
-    def __str__(self) -> str:
-        return f"{self.id}{self.where}"
-
-    def progressed(self, progress: TrainingProgress) -> None:
-        """On the run's thread."""
-        self.where = f" ({progress.stage}, {progress.fraction:.0%})"
 
 
 class TrainingDesk:
     """One model's trainings; see the module."""
 
-    def __init__(self, context: ModelContext, rollout: Rollout, spawn: Spawn = TrainingRun) -> None:
+    def __init__(
+        self,
+        context: ModelContext,
+        rollout: Rollout,
+        spawn: Spawn = TrainingRun,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._context = context
         self._rollout = rollout
         self._spawn = spawn
+        self._monotonic = monotonic
         self._past = TrainingPast()
         self._since_ms = context.now.ms
         self._requests: list[TrainRequest] = []
-        self._training: _Training | None = None
-        self._roll: Child | None = None
-        self._roll_failures = 0
-        self._roll_after = 0.0  # time.monotonic() before which no roll is tried again
+        self._training: Underway | None = None  # replaced by the loop's thread alone
+        self._rolls = LogRolls(context, spawn, self.decide)
+        self._endings = TrainingEndings(context, rollout)
         self._waiting: tuple[str, tuple[str, ...]] | None = None  # what was last told of
+        self._waits = ""  # why a training that is wanted has not begun; read on any thread
+        self._champion = 0  # that refusals are about; 0: not known yet
         self._blocked = False  # a decision waits for the roll to end
         self._stats = TrainingStats()  # replaced, never changed: read on any thread
 
@@ -115,7 +72,28 @@ class TrainingDesk:
     @property
     def stats(self) -> TrainingStats:
         """On any thread."""
-        return self._stats
+        training = self._training
+        if training is None or not self._stats.running:
+            return self._stats
+        reading = training.pace.reading(self._monotonic())
+        return replace(self._stats, fraction=reading.fraction)
+
+    def status(self) -> TrainingStatus:
+        """What runs, how far it is, what waits. On any thread."""
+        name, training = self._context.name, self._training
+        dry_run = self._context.policy.trigger.dry_run
+        if training is None:
+            return TrainingStatus(name, waits=self._waits, dry_run=dry_run)
+        return TrainingStatus(
+            model=name,
+            training_id=training.id,
+            actor=training.actor,
+            signal=training.signal,
+            reason=training.reason,
+            started_ms=training.started_ms,
+            progress=training.pace.reading(self._monotonic()),
+            dry_run=dry_run,
+        )
 
     def open(self) -> None:
         """Takes up the past; a training that the last server left running is over."""
@@ -126,15 +104,18 @@ class TrainingDesk:
 
     def close(self) -> None:
         """Ends what runs; on the control loop's thread, or after it has ended."""
-        training, roll = self._training, self._roll
+        training, roll = self._training, self._rolls.child
         running = [training.run] if training is not None else []
         running += [roll] if roll is not None else []
         for child in running:
             child.kill("was ended: the server stopped")
         for child in running:
             child.join(_END_S)
-        self._training = self._roll = None
-        if training is not None:
+        self._training = self._rolls.child = None
+        if training is not None and training.cancels:
+            killed = TrainingResult("failed", "the server stopped", killed=True)
+            self._conclude(training, killed, {})
+        elif training is not None:
             self._interrupt(
                 f"{training.id} was ended: the server stopped", {"training_id": training.id}
             )
@@ -145,7 +126,7 @@ class TrainingDesk:
     @property
     def idle(self) -> bool:
         """Whether no child runs and nobody waits for one."""
-        return self._training is None and self._roll is None and not self._requests
+        return self._training is None and self._rolls.child is None and not self._requests
 
     def busy(self) -> str:
         """What is under way, in words; empty: nothing."""
@@ -156,6 +137,11 @@ class TrainingDesk:
     def champion_changed(self) -> None:
         """What was waited for was about another version."""
         self._waiting = None
+        watch = self._context.observed.champion
+        if watch is not None and self._champion not in (0, watch.version):
+            self._past = self._past.champion_changed()
+        if watch is not None:
+            self._champion = watch.version
 
     def request(self, request: TrainRequest) -> None:
         """An operator wants a training."""
@@ -170,6 +156,46 @@ class TrainingDesk:
         else:
             self._requests.append(request)
             self.decide()
+
+    def cancel(self, request: CancelRequest) -> None:
+        """An operator wants the training to end that runs, or the one that waits not to begin."""
+        name, wanted, training = self._context.name, request.training_id, self._training
+        if training is not None and wanted in ("", training.id):
+            training.cancel(request)
+        elif training is not None:
+            request.answer(
+                PreconditionError(
+                    f"training '{wanted}' of model '{name}' does not run: {training} does"
+                )
+            )
+        elif self._requests and not wanted:
+            self._withdraw(request)
+        elif wanted:
+            request.answer(
+                NotFoundError(f"training '{wanted}' of model '{name}' does not run: none does")
+            )
+        else:
+            request.answer(NotFoundError(f"no training of model '{name}' runs or was asked for"))
+
+    def tell_progress(self) -> None:
+        """An event of how far the training is, if it is far enough from the last one."""
+        training = self._training
+        if training is None:
+            return
+        news = training.pace.news(self._monotonic())
+        if news is None:
+            return
+        self._context.tell_in_passing(
+            "training_progress",
+            reason=": ".join(filter(None, (training.id, str(news), news.message))),
+            evidence={
+                "training_id": training.id,
+                "stage": news.stage,
+                "fraction": round(news.fraction, 4),
+                "elapsed_s": round(news.elapsed_s, 1),
+                "eta_s": None if news.eta_s is None else round(news.eta_s, 1),
+            },
+        )
 
     def decide(self) -> None:
         """Asks the trigger how things stand now, and does what it says."""
@@ -188,17 +214,27 @@ class TrainingDesk:
             quality_reason=quality.reason if quality else "",
             broken=", ".join(sorted(watch.state.broken)) if watch else "",
             requested=self._requests[0].reason or "requested" if self._requests else "",
-            running=self._training is not None or self._roll is not None,
+            running=self._training is not None,
             # Fewer than at the last training: the maturity was raised, or the clock set back.
             labels=max(0, labels.mature - self._past.labels_at_last),
             young_labels=labels.young,
             last_training_ms=self._past.last_training_ms,
             starts_ms=self._past.starts_ms,
+            refusals=self._past.refusals,
             failures=failures[0],
             last_failure_ms=failures[1],
             watching_since_ms=self._since_ms,
         )
         decision = decide(snapshot, context.policy.trigger)
+        if decision.train and self._rolls.child is not None:
+            # Not a part of the snapshot: how long a roll takes must not show in what is told.
+            decision = TriggerDecision(
+                train=False,
+                waiting=True,
+                reason=f"{decision.reason}; the log is being rolled",
+                signal=decision.signal,
+                lacking=("running",),
+            )
         state: State | None = None
         if decision.train:
             state, lacking, fault = self._readiness()
@@ -217,7 +253,11 @@ class TrainingDesk:
                     lacking=(lacking,),
                 )
         self._blocked = decision.lacking == ("running",) and self._training is None
-        if state is not None:
+        self._waits = decision.reason if decision.waiting and self._training is None else ""
+        if state is not None and context.policy.trigger.dry_run and decision.signal != "admin":
+            self._waiting = None
+            self._skip(decision, snapshot, state)
+        elif state is not None:
             self._waiting = None
             self._train(decision, snapshot, state)
         elif not decision.waiting:
@@ -235,27 +275,8 @@ class TrainingDesk:
 
     def roll_if_due(self) -> None:
         """Has the logs' finished files rolled into Parquet, when it is worth it."""
-        context = self._context
-        if self._training is not None or self._roll is not None:
-            return
-        if time.monotonic() < self._roll_after:
-            return
-        traffic = len(context.traffic.closed_files()) if context.traffic is not None else 0
-        if max(traffic, len(context.labels.closed_files())) < _ROLL_AT:
-            return
-        self._roll = self._spawn(
-            [
-                "roll",
-                f"--models-dir={context.directory.path.parent}",
-                f"--model={context.name}",
-                f"--keep-days={context.config.traffic.keep_days}",
-                "--exit-with-parent",
-            ],
-            TrainingConfig(timeout_s=context.policy.training.timeout_s, nice=19),
-            lambda result: context.post(self._rolled, result),
-            needs_result=False,
-        )
-        self._roll.start()
+        if self._training is None:
+            self._rolls.begin_if_due()
 
     def _failures(self) -> tuple[int, int | None]:
         """In a row, and when the last one was: trainings, or promotions that were taken back."""
@@ -288,21 +309,22 @@ class TrainingDesk:
         requests, self._requests = self._requests, []
         actor = requests[0].actor if requests else ACTOR
         context.finish_logs()
-        watch = context.observed.champion
         labels = self._labels().mature
         training_id = f"{context.name}-{self._past.started + 1}"
         self._past = self._past.start(context.now.ms, labels, training_id)
-        training = _Training(training_id, decision.reason, state)
+        training = Underway(
+            training_id,
+            actor=actor,
+            signal=decision.signal,
+            reason=decision.reason,
+            started_ms=context.wall(),
+            state=state,
+            pace=TrainingPace(self._monotonic(), self._past.stages_s),
+        )
         trigger = {
             "training_id": training.id,
-            "signal": decision.signal,
-            "reason": decision.reason,
-            "labels": snapshot.labels,
+            **self._trigger(decision, snapshot, state),
             "labels_total": labels,
-            "champion": state.champion,
-            "revision": state.revision,
-            "drift": evidence_of(watch.features) if watch else [],
-            "quality": quality.evidence() if (quality := context.quality.quality) else {},
         }
         context.publish(
             "training_started", actor=actor, reason=decision.reason, evidence=trigger, record=True
@@ -326,76 +348,92 @@ class TrainingDesk:
             ],
             context.policy.training,
             lambda result: context.post(self._trained, training, result),
-            training.progressed,
+            lambda told: context.post(self._progressed, training, told, self._monotonic()),
         )
         training.run.start()
         for request in requests:
             request.answer(training.id)
 
-    def _trained(self, training: _Training, result: TrainingResult) -> None:
-        """A training ended, one way or another: roll its result out, or say why not."""
+    def _skip(self, decision: TriggerDecision, snapshot: TriggerSnapshot, state: State) -> None:
+        """A dry run: tells what would have been trained, and counts it as a training."""
+        context = self._context
+        labels = self._labels().mature
+        self._past = self._past.skip(context.now.ms, labels)
+        self._stats = replace(self._stats, skipped=self._stats.skipped + 1)
+        context.publish(
+            "training_skipped",
+            reason=f"{decision.reason}; nothing is trained: [trigger] dry_run",
+            evidence={
+                **self._trigger(decision, snapshot, state),
+                "labels_total": labels,
+                "dry_run": True,
+            },
+            record=True,
+        )
+
+    def _trigger(
+        self, decision: TriggerDecision, snapshot: TriggerSnapshot, state: State
+    ) -> dict[str, Any]:
+        """What set a training off."""
+        watch = self._context.observed.champion
+        quality = self._context.quality.quality
+        return {
+            "signal": decision.signal,
+            "reason": decision.reason,
+            "labels": snapshot.labels,
+            "champion": state.champion,
+            "revision": state.revision,
+            "drift": evidence_of(watch.features) if watch else [],
+            "quality": quality.evidence() if quality else {},
+        }
+
+    def _progressed(self, training: Underway, told: TrainingProgress, now_s: float) -> None:
+        """A training told of a stage."""
+        if training is self._training:
+            training.progressed(told, now_s)
+            self.tell_progress()
+
+    def _trained(self, training: Underway, result: TrainingResult) -> None:
+        """A training ended, one way or another."""
         if training is not self._training:
             return
-        self._training = None
         training.run.join(5.0)
-        context = self._context
-        evidence = {"training_id": training.id, **result.evidence()}
-        decision = self._after(training, result)
-        self._stats = self._stats.ended(decision.action)
-        if decision.action == "fail":
-            self._past = self._past.fail(context.now.ms)
-            limit = context.policy.trigger.max_failures
-            row = f"failure {self._past.failures} in a row, automatic ones stop after {limit}"
-            reason = f"{decision.reason} ({row})"
-            context.publish("training_failed", reason=reason, evidence=evidence, record=True)
-        else:
-            self._past = self._past.finish()
-            context.tell_changes()
-        if decision.action == "refuse":
-            context.publish("refused", reason=decision.reason, evidence=evidence, record=True)
-        elif decision.action == "hold":
-            self._hold(decision.version, decision.reason, evidence)
-        elif decision.action == "roll out":
-            self._rollout.begin(
-                decision.version,
-                f"{training.reason}; {decision.reason}",
-                evidence,
-                decision.expected_revision,
-            )
-        self._retain()
+        stages_s = training.pace.durations(self._monotonic())
+        try:
+            self._conclude(training, result, stages_s)
+        finally:
+            self._training = None  # who sees that none runs finds in the history how it ended
+        self._endings.retain()
         self._waiting = None
         self.decide()
         self.roll_if_due()
 
-    def _retain(self) -> None:
-        """Removes what `[registry] keep` does not keep; one that cannot be removed waits."""
-        context = self._context
-        if not (keep := context.config.registry.keep):
-            return
-        try:
-            removed = context.directory.retain(
-                keep, actor=ACTOR, reason=f"[registry] keep = {keep}: older than the newest {keep}"
+    def _conclude(
+        self, training: Underway, result: TrainingResult, stages_s: Mapping[str, float]
+    ) -> None:
+        self._past, action = self._endings.conclude(training, result, stages_s, self._past)
+        self._stats = self._stats.ended(action)
+
+    def _withdraw(self, cancel: CancelRequest) -> None:
+        """What was asked for and has not begun is not begun."""
+        requests, self._requests = self._requests, []
+        asked = sorted({request.actor for request in requests})
+        who = " and ".join(asked)
+        self._context.publish(
+            "training_cancelled",
+            actor=cancel.actor,
+            reason=f"{cancel.reason} (asked for by {who}; it had not begun)",
+            evidence={"asked_by": asked, "begun": False},
+            record=True,
+        )
+        for request in requests:
+            request.answer(
+                PreconditionError(
+                    f"{cancel.actor} cancelled it before it had begun: {cancel.reason}"
+                )
             )
-        except (RegistryError, OSError) as error:
-            _log.warning("model '%s': old versions stay: %s", context.name, error)
-            return
-        if removed:
-            context.tell_changes()
-
-    def _after(self, training: _Training, result: TrainingResult) -> RolloutDecision:
-        """What becomes of a result; one is never lost because the state cannot be read."""
-        context = self._context
-        now = training.state
-        try:
-            now = context.directory.state()
-        except (RegistryError, OSError) as error:
-            if result.outcome == "published" and result.version is not None:
-                reason = f"version {result.version} passed its gates and was not promoted: {error}"
-                return RolloutDecision("hold", reason, result.version)
-        return after_training(result, context.policy.promotion, training.state, now)
-
-    def _hold(self, version: int, reason: str, evidence: Mapping[str, Any]) -> None:
-        self._context.publish("held", version, reason=reason, evidence=evidence, record=True)
+        cancel.answer(Cancelled("", f"what {who} asked for had not begun and will not"))
+        self.decide()
 
     def _interrupt(self, reason: str, evidence: Mapping[str, Any]) -> None:
         self._past = self._past.interrupt()
@@ -406,19 +444,3 @@ class TrainingDesk:
             evidence={**evidence, "interrupted": True},
             record=True,
         )
-
-    def _rolled(self, result: TrainingResult) -> None:
-        self._roll = None
-        if result.outcome == "failed":
-            wait_s = min(_FIRST_ROLL_RETRY_S * 2.0**self._roll_failures, _MAX_ROLL_RETRY_S)
-            self._roll_failures = min(self._roll_failures + 1, 10)
-            self._roll_after = time.monotonic() + wait_s
-            _log.error(
-                "model '%s': its log could not be rolled, next try in %.0f s: %s",
-                self._context.name,
-                wait_s,
-                result.reason,
-            )
-        else:
-            self._roll_failures = 0
-        self.decide()

@@ -11,13 +11,15 @@ standard input that is never written to, and with `--exit-with-parent` it exits 
 which the kernel sees to even on kill -9.
 
 The child's standard output is lines of JSON (`{"progress": …}`, at last `{"result": …}`), its
-standard error is for people; the last lines of it are the reason of a failure without a result.
+standard error is for people; the last lines of it are the reason of a failure without a result. What
+it has published stays published: a result that says so holds, also where the child was ended then.
 """
 
 import contextlib
 import json
 import logging
 import os
+import re
 import resource
 import selectors
 import signal
@@ -27,7 +29,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ..config import TrainingConfig
@@ -38,6 +41,11 @@ _MAX_WAIT_S = 3600.0  # epoll takes no month
 _GRACE_S = 5.0  # between asking a child to end and killing it
 _MAX_LINE = 4 * 1024 * 1024  # of standard output; a longer one is garbage
 _TAIL_LINES = 20
+_AUTOGROUP_TRIES, _AUTOGROUP_WAIT_S = 5, 0.11
+_OUT_OF_MEMORY = re.compile(  # as Python, C++, Rust and the C library tell it
+    r"MemoryError|bad_alloc|memory allocation of \d+ bytes failed|[Cc]annot allocate memory"
+    r"|[Oo]ut of memory|failed to map segment|Thread creation failed"
+)
 
 Outcome = Literal["published", "refused", "failed"]
 _EXIT_CODES: Mapping[str, int] = {"published": 0, "failed": 1, "refused": 3}
@@ -55,6 +63,7 @@ class TrainingResult:
     rows: int = 0
     elapsed_s: float = 0.0
     quality: tuple[Mapping[str, Any], ...] = ()  # of broken data: what was found, column by column
+    killed: bool = False  # `kill` ended it
 
     def evidence(self) -> dict[str, Any]:
         """What goes into the history."""
@@ -69,11 +78,12 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a training is."""
+    """Where a training is: a stage begins."""
 
     stage: str
-    fraction: float
+    fraction: float  # of a usual training's time that is over then
     message: str
+    until: float = 0.0  # the same as the stage ends; 0: not known
 
 
 class TrainingRun:
@@ -169,6 +179,7 @@ class TrainingRun:
             if self._limits.memory_mb:
                 size = self._limits.memory_mb * 1024 * 1024
                 resource.prlimit(pid, resource.RLIMIT_AS, (size, size))
+            _lower_session(pid, self._limits.nice)
 
     def _follow(self, child: subprocess.Popen[bytes], began: float) -> str:
         """Reads what the child says until it has ended; why it was ended, if it was."""
@@ -222,7 +233,10 @@ class TrainingRun:
             else:
                 said = message["progress"]
                 progress = TrainingProgress(
-                    str(said["stage"]), float(said["fraction"]), str(said.get("message", ""))
+                    str(said["stage"]),
+                    float(said["fraction"]),
+                    str(said.get("message", "")),
+                    float(said.get("until", 0.0)),
                 )
                 self._on_progress(progress)
         except (ValueError, KeyError, TypeError):
@@ -233,26 +247,48 @@ class TrainingRun:
             self._tail.append(line.rstrip())
 
     def _verdict(self, code: int, ended_by: str, elapsed_s: float) -> TrainingResult:
-        if ended_by:
-            return TrainingResult("failed", f"the trainer {ended_by}", elapsed_s=elapsed_s)
         said = self._result
         if said is not None:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 result = _parse(said, elapsed_s)
                 if code == _EXIT_CODES[result.outcome]:
+                    return self._told_of_memory(result)
+                if ended_by and result.outcome == "published":  # as it was about to leave
                     return result
+        if ended_by:
+            killed = ended_by == self._killed
+            reason = f"the trainer {ended_by}"
+            return TrainingResult("failed", reason, elapsed_s=elapsed_s, killed=killed)
         if said is None and code == 0 and not self._needs_result:
             return TrainingResult("published", elapsed_s=elapsed_s)
         if code < 0:
             how = f"was killed by {_signal_name(-code)}"
+            if code == -signal.SIGKILL:
+                how += ", as the kernel does where memory runs out"
         elif code:
             how = f"ended with exit code {code}"
         else:
             how = "ended without a result"
         if said is not None:
             how += f", its result was {json.dumps(said)[:500]}"
-        last = self._tail[-1] if self._tail else "it said nothing"
-        return TrainingResult("failed", f"the trainer {how}: {last}", elapsed_s=elapsed_s)
+        reason = f"the trainer {how}: {self._last_words()}"
+        return self._told_of_memory(TrainingResult("failed", reason, elapsed_s=elapsed_s))
+
+    def _told_of_memory(self, result: TrainingResult) -> TrainingResult:
+        """A failure for want of memory names the limit, if there is one."""
+        limit_mb = self._limits.memory_mb
+        if result.outcome != "failed" or not limit_mb or not _OUT_OF_MEMORY.search(result.reason):
+            return result
+        return replace(
+            result, reason=f"{result.reason} (memory is limited to {limit_mb} MiB: memory_mb)"
+        )
+
+    def _last_words(self) -> str:
+        """The last line of standard error, or one before it that tells of memory."""
+        for line in reversed(self._tail):
+            if _OUT_OF_MEMORY.search(line):
+                return line
+        return self._tail[-1] if self._tail else "it said nothing"
 
     @property
     def tail(self) -> tuple[str, ...]:
@@ -300,6 +336,23 @@ def _parse(said: Mapping[str, Any], elapsed_s: float) -> TrainingResult:
         elapsed_s=elapsed_s,
         quality=tuple(dict(found) for found in said.get("quality") or ()),
     )
+
+
+def _lower_session(pid: int, nice: int) -> None:
+    """Where the kernel groups processes by session (autogroup, sched(7)), niceness only counts among
+    those of one session: a trainer at nice 10 would get as much of a processor as the server. The
+    session's own niceness is what counts against others."""
+    for _ in range(_AUTOGROUP_TRIES if nice else 0):
+        try:
+            # "/autogroup-7 nice 0"; absent where the kernel does not group.
+            own = int(Path("/proc/self/autogroup").read_text().split()[-1])
+            Path(f"/proc/{pid}/autogroup").write_text(str(min(own + nice, 19)))
+        except BlockingIOError:  # somebody else's was set just before: one in 0.1 s, for all users
+            time.sleep(_AUTOGROUP_WAIT_S)
+        except (OSError, ValueError, IndexError):
+            return
+        else:
+            return
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -7,7 +7,8 @@
 Drift means the state after hysteresis (drift_state.py), so a single odd window is no signal, and a
 feature that broke is none either. Labels that show a loss of quality are a signal of their own. While a
 feature is broken every signal waits but an operator's: the fault may explain it, and a training would
-learn it. Everything here is a value: the clock is the loop's (event time
+learn it. Where candidates are refused one after another and labels show no loss of quality, drift does
+no harm, and each further training waits for twice the labels. Everything here is a value: the clock is the loop's (event time
 where requests carry it), and the reason says in words and numbers what was decided. Decisions are
 re-made at every pane, label and tick, so nothing needs to be remembered between them.
 """
@@ -23,6 +24,7 @@ from .quality import DEGRADED
 DAY_MS = 24 * 3600 * 1000
 FIRST_BACKOFF_MS = 60_000  # after one failure; doubles with each further one
 MAX_BACKOFF_MS = 6 * 3600 * 1000
+MAX_LABEL_FACTOR = 16  # of min_labels, after many refusals in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class TriggerSnapshot:
     young_labels: int = 0
     last_training_ms: int | None = None  # start of the last one that did not fail
     starts_ms: Sequence[int] = ()  # starts of the recent ones, failed ones included
+    refusals: int = 0  # candidates in a row that were refused beside this champion
     failures: int = 0  # in a row
     last_failure_ms: int | None = None
     watching_since_ms: int | None = None  # what a schedule counts from before the first training
@@ -67,7 +70,7 @@ def decide(snapshot: TriggerSnapshot, config: TriggerConfig) -> TriggerDecision:
     if signal == "admin":
         hurdles = [("running", "a training is running")] if snapshot.running else []
     else:
-        hurdles = _hurdles(snapshot, config)
+        hurdles = _hurdles(snapshot, config, labels_needed(snapshot, config, signal))
         if snapshot.broken:
             hurdles.append(
                 ("broken", f"a training would learn what is wrong with {snapshot.broken}")
@@ -87,6 +90,17 @@ def backoff_ms(failures: int) -> int:
     if failures <= 0:
         return 0
     return int(min(FIRST_BACKOFF_MS * 2.0 ** min(failures - 1, 30), MAX_BACKOFF_MS))
+
+
+def labels_needed(snapshot: TriggerSnapshot, config: TriggerConfig, signal: str) -> int:
+    """`min_labels`; where nothing but drift calls, twice as many for each refusal after the first
+    in a row: that one may have come before enough was known of a change."""
+    if signal != "drift" or snapshot.quality == DEGRADED:
+        return config.min_labels
+    factor = 1
+    for _ in range(snapshot.refusals - 1):
+        factor = min(2 * factor, MAX_LABEL_FACTOR)
+    return config.min_labels * factor
 
 
 def _signal(snapshot: TriggerSnapshot, config: TriggerConfig) -> tuple[str, str]:
@@ -110,7 +124,9 @@ def _signal(snapshot: TriggerSnapshot, config: TriggerConfig) -> tuple[str, str]
     return "", ""
 
 
-def _hurdles(snapshot: TriggerSnapshot, config: TriggerConfig) -> list[tuple[str, str]]:
+def _hurdles(
+    snapshot: TriggerSnapshot, config: TriggerConfig, needed: int
+) -> list[tuple[str, str]]:
     found = []
     if snapshot.running:
         found.append(("running", "a training is running"))
@@ -131,8 +147,8 @@ def _hurdles(snapshot: TriggerSnapshot, config: TriggerConfig) -> list[tuple[str
                     f"{_span(since)} of {_span(wait)} back-off after failure {snapshot.failures}",
                 )
             )
-    if snapshot.labels < config.min_labels:
-        found.append(("labels", _labels(snapshot, config)))
+    if snapshot.labels < needed:
+        found.append(("labels", _labels(snapshot, config, needed)))
     since = _since(snapshot.now_ms, snapshot.last_training_ms)
     if since is not None and since < config.cooldown_s * 1000:
         found.append(("cooldown", f"{_span(since)} of {_span(config.cooldown_s * 1000)} cooldown"))
@@ -142,12 +158,16 @@ def _hurdles(snapshot: TriggerSnapshot, config: TriggerConfig) -> list[tuple[str
     return found
 
 
-def _labels(snapshot: TriggerSnapshot, config: TriggerConfig) -> str:
-    counted = f"{snapshot.labels:,} of {config.min_labels:,}"
+def _labels(snapshot: TriggerSnapshot, config: TriggerConfig, needed: int) -> str:
+    counted = f"{snapshot.labels:,} of {needed:,}"
+    after = ""
+    if needed > config.min_labels:
+        after = f", after {snapshot.refusals} refused candidates and no loss of quality"
     if not config.label_maturity_s:
-        return f"{counted} labels"
+        return f"{counted} labels{after}"
     maturity = _span(config.label_maturity_s * 1000)
-    return f"{counted} mature labels ({snapshot.young_labels:,} are younger than {maturity})"
+    young = f"{snapshot.young_labels:,} are younger than {maturity}"
+    return f"{counted} mature labels ({young}){after}"
 
 
 def _since(now_ms: int, then_ms: int | None) -> float | None:

@@ -33,11 +33,13 @@ from ..logs.traffic_log import TrafficStats
 from ..loop.label_stats import OUTCOMES, LabelStats
 from ..loop.loop_stats import LoopStats
 from ..loop.quality import DEGRADED, Quality
+from ..rollout.status import Phase, RolloutStatus
 
 MAX_FEATURES = 20  # of one model, those that drifted most
 _MAX_LABEL = 128  # characters of a feature's name
 _DRIFT_STATES = (COLLECTING, OK, WARNING, DRIFT)
 _QUALITY_STATES = (COLLECTING, OK, DEGRADED)
+_PHASES: tuple[Phase, ...] = ("approval", "shadow", "canary", "bake")
 _VERSION = ("model", "version")
 _MODEL = ("model",)
 
@@ -245,23 +247,36 @@ def of_loops(loops: Sequence[LoopStats]) -> list[Metric]:
     finished = CounterMetricFamily(
         "trimtab_trainings_finished", "Trainings by outcome", labels=(*_MODEL, "outcome")
     )
+    skipped = CounterMetricFamily(
+        "trimtab_trainings_skipped", "Trainings that [trigger] dry_run kept from beginning",
+        labels=_MODEL,
+    )  # fmt: skip
     running = GaugeMetricFamily("trimtab_training_running", "1 while one runs", labels=_MODEL)
+    progress = GaugeMetricFamily(
+        "trimtab_training_progress", "Share of the running training's time that is over; 0: none runs",
+        labels=_MODEL,
+    )  # fmt: skip
     for loop in loops:
         labels = (loop.model,)
         observed.add_metric(labels, loop.observed_rows)
         labels_taken.add_metric(labels, loop.labels)
         started.add_metric(labels, loop.trainings.started)
-        for outcome in ("published", "refused", "failed"):
+        skipped.add_metric(labels, loop.trainings.skipped)
+        for outcome in ("published", "refused", "failed", "cancelled", "data_broken"):
             finished.add_metric((*labels, outcome), getattr(loop.trainings, outcome))
         running.add_metric(labels, loop.trainings.running)
+        progress.add_metric(labels, loop.trainings.fraction)
     return [
         observed,
         labels_taken,
         started,
         finished,
+        skipped,
         running,
+        progress,
         *_of_drift(loops),
         *_of_labels(loops),
+        *_of_rollouts(loops),
         *_of_traffic(loops),
     ]
 
@@ -291,6 +306,11 @@ def _of_drift(loops: Sequence[LoopStats]) -> list[Metric]:
     rows = GaugeMetricFamily(
         "trimtab_drift_window_rows", "Rows in the last window that was judged", labels=_MODEL
     )
+    passed_over = CounterMetricFamily(
+        "trimtab_drift_passed_over_rows",
+        "Rows since this version became champion that were not counted, by the limits of [drift]",
+        labels=_MODEL,
+    )
     broken = GaugeMetricFamily(
         "trimtab_drift_broken_features", "Features with an open data-quality alarm", labels=_MODEL
     )
@@ -316,13 +336,14 @@ def _of_drift(loops: Sequence[LoopStats]) -> list[Metric]:
         for name in _DRIFT_STATES:
             state.add_metric((*labels, name), drift.state == name)
         rows.add_metric(labels, drift.window_rows)
+        passed_over.add_metric(labels, drift.passed_over_rows)
         broken.add_metric(labels, drift.broken)
         for key, feature in strongest(drift.features).items():
             psi.add_metric((*labels, *key), feature.psi)
             strength.add_metric((*labels, *key), feature.strength)
             if math.isfinite(feature.log_evidence):
                 evidence.add_metric((*labels, *key), feature.log_evidence)
-    return [state, rows, broken, psi, strength, evidence]
+    return [state, rows, passed_over, broken, psi, strength, evidence]
 
 
 _QualityValue = Callable[[Quality], float]
@@ -411,6 +432,57 @@ def _of_quality(known: Sequence[tuple[str, LabelStats]]) -> list[Metric]:
             if math.isfinite(each.coverage):
                 coverage.add_metric((model, str(each.quality.version)), each.coverage)
     return [*families, coverage]
+
+
+_RolloutValue = Callable[[RolloutStatus], float]
+_ROLLOUT_GAUGES: tuple[tuple[str, str, _RolloutValue], ...] = (
+    (
+        "trimtab_rollout_share",
+        "Share of the requests that name no version which the canary answers",
+        lambda r: r.share if r.phase == "canary" else 0.0,
+    ),
+    (
+        "trimtab_rollout_compared_rows",
+        "Rows that both versions computed, in this phase or the last one",
+        lambda r: r.rows_compared,
+    ),
+    (
+        "trimtab_rollout_dropped_rows",
+        "Rows that were not compared for want of time, in this phase or the last one",
+        lambda r: r.rows_dropped,
+    ),
+    (
+        "trimtab_rollout_latency_ratio",
+        "Compute time of the newer version divided by the other's, on the same rows",
+        lambda r: r.latency_ratio,
+    ),
+    (
+        "trimtab_rollout_prediction_psi",
+        "PSI between the two versions' answers to the same rows, of the worst output",
+        lambda r: r.prediction_psi,
+    ),
+)
+
+
+def _of_rollouts(loops: Sequence[LoopStats]) -> list[Metric]:
+    """The phase under way; figures stay, as those of the last one, when it is over."""
+    phase = GaugeMetricFamily(
+        "trimtab_rollout_phase",
+        "1 for the phase of a roll-out that is under way, 0 for the others",
+        labels=(*_MODEL, "phase"),
+    )
+    known = [(loop.model, loop.rollout) for loop in loops if loop.rollout is not None]
+    for model, status in known:
+        for each in _PHASES:
+            phase.add_metric((model, each), status.phase == each)
+    families: list[Metric] = [phase]
+    for name, meaning, value in _ROLLOUT_GAUGES:
+        gauge = GaugeMetricFamily(name, meaning, labels=_VERSION)
+        for model, status in known:
+            if math.isfinite(figure := value(status)):
+                gauge.add_metric((model, str(status.version)), figure)
+        families.append(gauge)
+    return families
 
 
 def _of_traffic(loops: Sequence[LoopStats]) -> list[Metric]:

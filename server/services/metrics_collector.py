@@ -19,7 +19,9 @@ from prometheus_client.registry import Collector
 from ..inference.statistics import VersionStatistics
 from ..lifecycle.version_plan import ModelStatus
 from ..loop.loop_stats import LoopStats
+from ..webhook.delivery import WebhookStats
 from . import metric_families as families
+from .webhook_families import of_webhooks
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,13 @@ class Loops(Protocol):
 class MetricsCollector(Collector):
     """Everything that a scrape shows; `build` are the labels of trimtab_build_info."""
 
-    def __init__(self, lifecycle: Lifecycle, loops: Loops, build: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        loops: Loops,
+        build: Mapping[str, str],
+        webhooks: Callable[[], Sequence[WebhookStats]] = tuple,
+    ) -> None:
         self._lifecycle = lifecycle
         self._loops = loops
         self._build = build
@@ -66,6 +74,7 @@ class MetricsCollector(Collector):
             ("models", lambda: families.of_models(lifecycle.statuses())),
             ("loops", self._of_loops),
             ("control_loop", self._of_control_loop),
+            ("webhooks", lambda: of_webhooks(webhooks())),
             ("process", lambda: list(process.collect())),
             ("build", lambda: families.of_build(self._build)),
         )

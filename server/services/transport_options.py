@@ -28,7 +28,7 @@ class TransportOptions:
     tls_client_ca: str = ""
     keepalive_s: float = 7200.0
     keepalive_timeout_s: float = 20.0
-    max_concurrent_streams: int = 0
+    max_concurrent_streams: int = 1024
     prefix: str = ""  # of the settings of TLS, as messages name them
 
     @classmethod

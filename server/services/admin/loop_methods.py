@@ -1,4 +1,4 @@
-"""What an operator asks of a model's control loop: its drift, its roll-out, a training, to wait for it."""
+"""What an operator asks of a model's control loop: its drift, its roll-out, its trainings, to wait for it."""
 
 import asyncio
 import math
@@ -12,6 +12,7 @@ from trimtab.registry.state import State
 from ...errors import DeadlineExpiredError, InvalidRequestError, UnavailableError
 from ...inference.executor import SHUTTING_DOWN
 from ...loop.control_loop import ControlLoop
+from ...loop.training_progress import TrainingStatus
 from ...rollout.status import RolloutStatus
 from ..handlers import CallContext, Handler
 from .calls import Models, author, on_thread, unary
@@ -21,8 +22,8 @@ _SETTLE_S = 600.0  # that AwaitSettled waits where the request does not say
 
 
 class LoopMethods:
-    """GetDrift, RolloutStatus, Train, AwaitSettled. What takes long by nature (a training that
-    starts, a loop that settles) is a future that is awaited."""
+    """GetDrift, RolloutStatus, Train, CancelTraining, TrainingStatus, AwaitSettled. What takes long by
+    nature (a training that starts or ends, a loop that settles) is a future that is awaited."""
 
     def __init__(self, models: Models, loop: ControlLoop) -> None:
         self._models = models
@@ -49,6 +50,8 @@ class LoopMethods:
             "GetDrift": on_thread(pb.GetDriftRequest, self._drift, path),
             "RolloutStatus": on_thread(pb.RolloutStatusRequest, self._rollout, path),
             "Train": unary(pb.TrainRequest, self._train, path),
+            "CancelTraining": unary(pb.CancelTrainingRequest, self._cancel, path),
+            "TrainingStatus": on_thread(pb.TrainingStatusRequest, self._training, path),
             "AwaitSettled": unary(pb.AwaitSettledRequest, self._await_settled, path),
         }
 
@@ -66,6 +69,18 @@ class LoopMethods:
         answer = await asyncio.to_thread(self._loop.train, request.model_name, actor, reason)
         training_id = await asyncio.wrap_future(answer)
         return pb.TrainResponse(training_id=training_id)
+
+    async def _cancel(self, request: pb.CancelTrainingRequest, context: CallContext) -> Message:
+        actor, reason = author(request, context)
+        answer = await asyncio.to_thread(
+            self._loop.cancel_training, request.model_name, request.training_id, actor, reason
+        )
+        cancelled = await asyncio.wrap_future(answer)
+        return pb.CancelTrainingResponse(training_id=cancelled.training_id, text=cancelled.text)
+
+    def _training(self, request: pb.TrainingStatusRequest) -> pb.TrainingStatusResponse:
+        self._models.directory(request.model_name)
+        return training_message(self._loop.model(request.model_name).desk.status())
 
     async def _await_settled(self, request: pb.AwaitSettledRequest, _: CallContext) -> Message:
         timeout_s = request.timeout_s or _SETTLE_S
@@ -104,6 +119,26 @@ class LoopMethods:
         return State(champion=self._models.status(model).champion)
 
 
+def training_message(status: TrainingStatus) -> pb.TrainingStatusResponse:
+    """A training's status as the protocol has it."""
+    progress = status.progress
+    return pb.TrainingStatusResponse(
+        model_name=status.model,
+        training_id=status.training_id,
+        actor=status.actor,
+        signal=status.signal,
+        reason=status.reason,
+        started_ms=status.started_ms,
+        stage=progress.stage,
+        message=progress.message,
+        fraction=progress.fraction,
+        elapsed_s=progress.elapsed_s,
+        eta_s=progress.eta_s,
+        waits=status.waits,
+        dry_run=status.dry_run,
+    )
+
+
 def rollout_message(status: RolloutStatus) -> pb.RolloutStatusResponse:
     """A roll-out's status as the protocol has it; what is not known is absent."""
     return pb.RolloutStatusResponse(
@@ -129,6 +164,7 @@ def rollout_message(status: RolloutStatus) -> pb.RolloutStatusResponse:
         labelled_rows=status.labelled_rows,
         verdict=status.verdict,
         reason=status.reason,
+        awaiting_approval=status.awaiting_approval,
     )
 
 

@@ -62,6 +62,7 @@ def test_every_command_that_asks_a_server_has_an_example_and_the_same_options() 
     assert set(asking) == {
         *("models", "describe", "history", "events", "drift", "rollout", "promote", "rollback"),
         *("freeze", "unfreeze", "pin", "unpin", "block", "unblock", "gc", "verify"),
+        *("approve", "reject", "retrain", "cancel", "trainings"),
     }
     for name, command in asking.items():
         assert f"`trimtab {name} models" in command.help

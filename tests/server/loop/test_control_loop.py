@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import inspect
 import json
 import shutil
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -334,12 +336,69 @@ def test_a_feature_that_broke_pages_and_never_retrains(world: World) -> None:
     assert world.history[-1] == "data_quality"
 
 
+def test_a_column_that_is_stuck_is_told_in_a_small_window_before_it_looks_like_drift(
+    tmp_path: Path,
+) -> None:
+    small = dataclasses.replace(POLICY.drift, window_rows=200, panes=10, min_rows=200)
+    world = World(tmp_path, policy=dataclasses.replace(POLICY, drift=small))
+    world.label(1000)
+    world.serve(1200)
+    world.settle()
+    for _ in range(15):
+        numeric, carriers = draw(world.random, 20)
+        numeric[:, 1] = 0.5
+        world.taps[1](batch(numeric, carriers))
+        world.settle()
+    assert "drift" not in world.kinds and not world.trainer.children
+    assert "wind: in 2 of the last 10 panes: all 20 values are 0.5" in (
+        world.last("data_quality").reason
+    )
+    world.loop.stop()
+
+
 def test_drift_that_goes_away_is_cleared(world: World) -> None:
     world.serve(1000, shift=2.0)
     world.serve(3000)
     world.settle()
     kinds = [kind for kind in world.kinds if kind.startswith("drift")]
     assert kinds[0] == "drift" and kinds[-1] == "drift_cleared"
+
+
+def test_a_warning_that_goes_away_is_no_drift_that_cleared(world: World) -> None:
+    world.serve(3000, shift=0.35)
+    world.serve(3000)
+    world.settle()
+    assert world.kinds == ["drift_warning", "drift_warning_cleared"]
+    assert "drift_cleared" not in world.history
+
+
+def test_drift_that_fades_over_a_warning_is_cleared_all_the_same(world: World) -> None:
+    world.serve(3000, shift=0.5)
+    world.serve(3000)
+    world.settle()
+    kinds = [kind for kind in world.kinds if kind.startswith("drift")]
+    assert kinds == ["drift", "drift_warning", "drift_cleared"]
+    assert world.history[-2:] == ["drift", "drift_cleared"]
+
+
+def test_nothing_of_a_champion_that_was_replaced_waits_for_a_garbage_collection(
+    world: World,
+) -> None:
+    world.serve(1000)
+    world.settle()
+    monitor = weakref.ref(world.model.observed.champion.monitor)
+    publish_version(world.registry)
+    world.directory.promote(2, actor="ann", reason="r")
+    gc.disable()
+    try:
+        world.changed("m", 2)
+        world.drain()
+        assert monitor() is None
+    finally:
+        gc.enable()
+    world.serve(3000, shift=2.0)
+    world.settle()
+    assert "drift" in world.kinds, "the new one is watched"
 
 
 def test_only_the_champion_is_watched_but_every_version_is_logged(world: World) -> None:

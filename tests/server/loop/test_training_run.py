@@ -190,7 +190,8 @@ def test_killing_it_gives_the_reason_and_may_come_at_any_time(tmp_path: Path) ->
 
 def test_killed_from_outside_is_a_failure_that_names_the_signal() -> None:
     result = run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    assert result.reason.startswith("the trainer was killed by SIGKILL")
+    assert result.reason.startswith("the trainer was killed by SIGKILL, as the kernel does where")
+    assert not result.killed, "by us"
 
 
 def test_what_the_child_started_ends_with_it(tmp_path: Path) -> None:
@@ -219,9 +220,81 @@ def test_what_the_child_started_ends_with_it(tmp_path: Path) -> None:
     wait_until(gone, "the grandchild's end")
 
 
-def test_memory_is_limited() -> None:
-    result = run("x = bytearray(2**30)", memory_mb=256)
-    assert result.outcome == "failed" and "MemoryError" in result.reason
+ABORTED = """
+import os, sys
+print("memory allocation of 8 bytes failed", file=sys.stderr, flush=True)
+print("stack backtrace:", file=sys.stderr, flush=True)
+os.abort()
+"""
+EXPLAINED = """
+print('{"result": {"outcome": "failed", "reason": "out of memory"}}')
+raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["x = bytearray(2**30)", "raise SystemExit('what():  std::bad_alloc')", ABORTED, EXPLAINED],
+)
+def test_memory_is_limited_and_a_failure_for_want_of_it_names_the_limit(script: str) -> None:
+    result = run(script, memory_mb=256)
+    assert result.outcome == "failed" and not result.killed
+    assert result.reason.endswith(" (memory is limited to 256 MiB: memory_mb)"), result.reason
+
+
+def test_a_failure_for_another_reason_does_not_speak_of_memory() -> None:
+    assert "memory" not in run("raise ValueError('lost the plot')", memory_mb=256).reason
+
+
+@pytest.mark.parametrize("code", [0, 143, -15])
+def test_a_version_that_was_published_as_the_child_was_killed_is_no_failure(
+    tmp_path: Path, code: int
+) -> None:
+    marker = tmp_path / "asked"
+
+    def kill(child: TrainingRun) -> None:
+        wait_until(marker.exists, "the child's start")
+        child.kill("was cancelled by ann: no")
+
+    end = f"os._exit({code})" if code >= 0 else "os.kill(os.getpid(), signal.SIGTERM)"
+    reset = "signal.signal(signal.SIGTERM, signal.SIG_DFL)"
+    result = run(
+        f"""
+        import os, signal
+        def leave(*_):
+            print('{{"result": {{"outcome": "published", "version": 4}}}}', flush=True)
+            {reset}
+            {end}
+        signal.signal(signal.SIGTERM, leave)
+        open({str(marker)!r}, "w").close()
+        while True:
+            signal.pause()
+        """,
+        during=kill,
+    )
+    assert (result.outcome, result.version, result.killed) == ("published", 4, False)
+
+
+def test_a_refusal_of_a_killed_child_does_not_count() -> None:
+    result = run(
+        """
+        import time
+        print('{"result": {"outcome": "refused", "reason": "worse"}}', flush=True)
+        time.sleep(600)
+        """,
+        during=lambda child: child.kill("was cancelled by ann: no"),
+    )
+    assert (result.outcome, result.killed) == ("failed", True)
+    assert result.reason == "the trainer was cancelled by ann: no"
+
+
+def test_the_share_at_which_a_stage_ends_is_passed_on() -> None:
+    progress: list[TrainingProgress] = []
+    run(
+        'print(\'{"progress": {"stage": "fit", "fraction": 0.4, "until": 0.5}}\')',
+        progress=progress,
+    )
+    assert progress == [TrainingProgress("fit", 0.4, "", 0.5)]
 
 
 def test_a_command_that_cannot_be_started_is_a_failure() -> None:

@@ -32,6 +32,14 @@ def changed(**fields: Any) -> TriggerSnapshot:
         (changed(running=True), False, ("running",)),
         (changed(labels=1999), False, ("labels",)),
         (changed(labels=2000), True, ()),
+        (changed(labels=2000, refusals=1), True, ()),
+        (changed(labels=3999, refusals=2), False, ("labels",)),
+        (changed(labels=4000, refusals=2), True, ()),
+        (changed(labels=31_999, refusals=50), False, ("labels",)),
+        (changed(labels=32_000, refusals=50), True, ()),
+        (changed(labels=2000, refusals=3, quality="degraded"), True, ()),  # it does harm
+        (changed(labels=2000, refusals=3, drift="ok", quality="degraded"), True, ()),
+        (changed(labels=0, refusals=3, requested="please"), True, ()),
         (changed(last_training_ms=NOW - DAY_MS + 1), False, ("cooldown",)),
         (changed(last_training_ms=NOW - DAY_MS), True, ()),
         (changed(last_training_ms=None), True, ()),
@@ -143,3 +151,8 @@ def test_where_labels_must_mature_the_reason_says_how_many_have_and_how_many_not
 def test_the_back_off_doubles_up_to_six_hours() -> None:
     assert [backoff_ms(failures) // 1000 for failures in (0, 1, 2, 3)] == [0, 60, 120, 240]
     assert backoff_ms(10_000) == 6 * HOUR
+
+
+def test_drift_that_costs_no_quality_waits_for_more_labels_after_each_refusal() -> None:
+    reason = decide(changed(refusals=3), CONFIG).reason
+    assert "2,500 of 8,000 labels, after 3 refused candidates and no loss of quality" in reason

@@ -98,7 +98,7 @@ def test_labels_of_a_type_that_the_model_cannot_have_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match=r"label 1 \(id 'b', row 2\): 'one' is a text"):
         submit(sink, pb.SubmitLabelsRequest(model_name="m", labels=[right, wrong]))
     sink.takes_text = True
-    with pytest.raises(InvalidRequestError, match="label 1 .*1 is a number, .* 'm' are texts"):
+    with pytest.raises(InvalidRequestError, match=r"label 1 .*1 is a number, .* 'm' are texts"):
         submit(sink, pb.SubmitLabelsRequest(model_name="m", labels=[wrong, right]))
     assert not sink.taken
     sink.takes_text = None

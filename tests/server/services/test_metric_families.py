@@ -23,6 +23,7 @@ from trimtab.server.logs.traffic_log import TrafficStats
 from trimtab.server.loop.label_stats import OUTCOMES, LabelStats, VersionLabels
 from trimtab.server.loop.loop_stats import DriftStats, LoopStats, TrainingStats
 from trimtab.server.loop.quality import Quality
+from trimtab.server.rollout.status import RolloutStatus
 from trimtab.server.services.metric_families import (
     MAX_FEATURES,
     LoadedVersion,
@@ -33,6 +34,8 @@ from trimtab.server.services.metric_families import (
     of_versions,
 )
 from trimtab.server.services.metrics_server import exposition
+from trimtab.server.services.webhook_families import of_webhooks
+from trimtab.server.webhook.delivery import WebhookStats
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
@@ -96,7 +99,9 @@ LOOP = LoopStats(
         write_errors=2,
         failing="No space left on device",
     ),
-    trainings=TrainingStats(started=4, published=1, refused=1, failed=1, running=True),
+    trainings=TrainingStats(
+        started=4, published=1, refused=1, failed=1, skipped=2, running=True, fraction=0.25
+    ),
     quality=LabelStats(
         outcomes={name: 10 * place for place, name in enumerate(OUTCOMES, 1)},
         waiting=7,
@@ -124,6 +129,17 @@ LOOP = LoopStats(
         ),
         champion=2,
     ),
+    rollout=RolloutStatus(
+        "m",
+        phase="canary",
+        version=3,
+        against=2,
+        share=0.1,
+        rows_compared=600,
+        rows_dropped=40,
+        latency_ratio=1.25,
+        prediction_psi=0.02,
+    ),
 )
 BUILD = {"version": "1.2.3", "frontend": "portable", "grpc": "1.80.0"}
 
@@ -145,6 +161,7 @@ def everything() -> Shown:
             *of_models([STATUS]),
             *of_loops([LOOP]),
             *of_build(BUILD),
+            *of_webhooks([WebhookStats("ops")]),
         ]
     )
 
@@ -271,12 +288,17 @@ def test_the_loop_shows_drift_logs_and_trainings() -> None:
         f'trimtab_trainings_finished_total{{{m},outcome="published"}}': 1,
         f'trimtab_trainings_finished_total{{{m},outcome="refused"}}': 1,
         f'trimtab_trainings_finished_total{{{m},outcome="failed"}}': 1,
+        f'trimtab_trainings_finished_total{{{m},outcome="cancelled"}}': 0,
+        f'trimtab_trainings_finished_total{{{m},outcome="data_broken"}}': 0,
+        f"trimtab_trainings_skipped_total{{{m}}}": 2,
         f"trimtab_training_running{{{m}}}": 1,
+        f"trimtab_training_progress{{{m}}}": 0.25,
         f'trimtab_drift_state{{{m},state="collecting"}}': 0,
         f'trimtab_drift_state{{{m},state="ok"}}': 0,
         f'trimtab_drift_state{{{m},state="warning"}}': 1,
         f'trimtab_drift_state{{{m},state="drift"}}': 0,
         f"trimtab_drift_window_rows{{{m}}}": 1000,
+        f"trimtab_drift_passed_over_rows_total{{{m}}}": 0,
         f"trimtab_drift_broken_features{{{m}}}": 1,
         f'trimtab_drift_feature_psi{{feature="temp",{m},role="input"}}': 0.15,
         f'trimtab_drift_feature_psi{{feature="y",{m},role="output"}}': 0.01,
@@ -314,12 +336,31 @@ def test_the_loop_shows_drift_logs_and_trainings() -> None:
         f'trimtab_quality_reference_loss{{metric="log_loss",{m},version="2"}}': 0.3,
         f'trimtab_quality_log_evidence{{metric="log_loss",{m},version="2"}}': 12.5,
         f'trimtab_label_coverage{{{m},version="2"}}': 0.25,
+        f'trimtab_rollout_phase{{{m},phase="approval"}}': 0,
+        f'trimtab_rollout_phase{{{m},phase="shadow"}}': 0,
+        f'trimtab_rollout_phase{{{m},phase="canary"}}': 1,
+        f'trimtab_rollout_phase{{{m},phase="bake"}}': 0,
+        f'trimtab_rollout_share{{{m},version="3"}}': 0.1,
+        f'trimtab_rollout_compared_rows{{{m},version="3"}}': 600,
+        f'trimtab_rollout_dropped_rows{{{m},version="3"}}': 40,
+        f'trimtab_rollout_latency_ratio{{{m},version="3"}}': 1.25,
+        f'trimtab_rollout_prediction_psi{{{m},version="3"}}': 0.02,
     }
+
+
+def test_a_rollout_that_is_over_leaves_its_figures_and_no_phase() -> None:
+    over = RolloutStatus("m", version=3, against=2, share=0.5, rows_compared=600)
+    shown = series(of_loops([LoopStats("m", rollout=over)]))
+    phases = {key: value for key, value in shown.items() if "rollout_phase" in key}
+    assert len(phases) == 4 and set(phases.values()) == {0}
+    assert shown['trimtab_rollout_compared_rows{model="m",version="3"}'] == 600
+    assert shown['trimtab_rollout_share{model="m",version="3"}'] == 0
+    assert not [key for key in shown if "latency_ratio" in key or "prediction_psi" in key]
 
 
 def test_what_is_not_watched_or_not_logged_has_no_series() -> None:
     shown = series(of_loops([LoopStats("m")]))
-    absent = ("drift", "traffic", "quality", "trimtab_label_", "trimtab_answers")
+    absent = ("drift", "traffic", "quality", "trimtab_label_", "trimtab_answers", "rollout")
     assert not [key for key in shown if any(part in key for part in absent)]
     assert 'trimtab_observed_rows_total{model="m"}' in shown
 
