@@ -31,8 +31,8 @@ from .events import EventBus
 from .lifecycle.model_control import ModelControl
 from .lifecycle.model_manager import ModelManager
 from .loop.control_loop import ControlLoop
-from .loop.training_desk import Spawn
 from .loop.training_run import TrainingRun
+from .loop.training_underway import Spawn
 from .server_lock import ServerLock
 from .services.admin.gate import Gate
 from .services.admin_service import AdminService

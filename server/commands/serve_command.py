@@ -32,7 +32,7 @@ from .report_tables import versions_view
 
 if TYPE_CHECKING:
     from ..app import Listening
-    from ..loop.training_desk import Spawn
+    from ..loop.training_underway import Spawn
 
 
 class Frontend(StrEnum):

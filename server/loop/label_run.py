@@ -58,7 +58,7 @@ class LabelRun(TrainingRun):
         take: Callable[[LabelParts], None],
         on_finished: Callable[[TrainingResult], None],
         *,
-        nice: int = 19,
+        nice: int = 10,
         memory_mb: int = MEMORY_MB,
     ) -> None:
         """`wanted`: number, text or any."""

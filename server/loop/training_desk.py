@@ -29,8 +29,7 @@ from .training_progress import TrainingPace, TrainingStatus
 from .training_request import Cancelled, CancelRequest, TrainRequest
 from .training_rolls import LogRolls
 from .training_run import TrainingProgress, TrainingResult, TrainingRun
-from .training_underway import Spawn as Spawn  # noqa: PLC0414  for those who make a desk
-from .training_underway import Underway
+from .training_underway import Spawn, Underway
 from .trigger import TriggerDecision, TriggerSnapshot, decide
 
 _END_S = 10.0  # that a child is given to end as the server stops

@@ -49,7 +49,7 @@ class LogRolls:
                 f"--keep-days={context.config.traffic.keep_days}",
                 "--exit-with-parent",
             ],
-            TrainingConfig(timeout_s=context.policy.training.timeout_s, nice=19),
+            TrainingConfig(timeout_s=context.policy.training.timeout_s),
             lambda result: context.post(self._ended, result),
             needs_result=False,
         )

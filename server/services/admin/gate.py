@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 VIEWERS_METHODS = frozenset(
     {
         *("ListVersions", "DescribeVersion", "GetHistory", "GetDrift"),
-        *("RolloutStatus", "Verify", "WatchEvents"),
+        *("RolloutStatus", "TrainingStatus", "Verify", "WatchEvents"),
     }
 )
 

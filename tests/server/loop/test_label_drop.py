@@ -59,7 +59,10 @@ class FakeRun:
         return True
 
     def hand_over(
-        self, parts: Sequence[tuple[list[Label], int | None]], outcome: Any = "published"
+        self,
+        parts: Sequence[tuple[list[Label], int | None]],
+        outcome: Any = "published",
+        counts: LabelCounts | None = None,
     ) -> None:
         """All of it, and the end."""
 
@@ -74,7 +77,8 @@ class FakeRun:
                 result = TrainingResult("failed", str(error))
             self._on_finished(result)
 
-        self.counts = LabelCounts(sum(len(p[0]) for p in parts), sum(len(p[0]) for p in parts))
+        rows = sum(len(part[0]) for part in parts)
+        self.counts = counts or LabelCounts(rows, rows)
         self._thread = threading.Thread(target=run)
         self._thread.start()
 
@@ -227,8 +231,8 @@ def test_a_file_that_is_refused_is_put_aside_with_the_reason_and_others_go_on(
         os.utime(world.put(name), (age, age))
     world.still()
     run = world.runs[0]
-    run.hand_over([], "failed")
-    run.counts = LabelCounts(3, 1, 0, 2, 0, ("row 2: no id", "row 3: no id"))
+    counts = LabelCounts(3, 1, 0, 2, 0, ("row 2: no id", "row 3: no id"))
+    run.hand_over([], "failed", counts)
     event = world.failed()
     assert event.reason == "labels_in/b.parquet: is garbage"
     assert (event.evidence["labels"], event.evidence["unreadable"]) == (0, 2)

@@ -46,7 +46,7 @@ def test_a_viewer_may_ask_and_an_operator_may_everything(path: Path) -> None:
 
 def test_what_changes_something_is_no_viewers_method() -> None:
     assert VIEWERS_METHODS < METHODS
-    asks = ("List", "Describe", "Get", "Watch", "Verify", "RolloutStatus")
+    asks = ("List", "Describe", "Get", "Watch", "Verify", "RolloutStatus", "TrainingStatus")
     assert {name for name in METHODS if name.startswith(asks)} == VIEWERS_METHODS
 
 
