@@ -299,7 +299,7 @@ class FakeServable:
     reference_path: Path | None = None
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     """For what other threads do and tell nobody; fails loudly."""
     deadline = time.monotonic() + timeout_s
     while not condition():
