@@ -37,6 +37,7 @@ _MIN_BLOCKS = 10  # fewer say nothing about how much they differ
 _MAX_BLOCKS = 4096
 _Z_95 = 1.959964
 _USUAL, _LARGEST = 0.99, 10.0  # see the module
+_ENOUGH = 100  # losses that tell what is usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,10 @@ class PairedLosses:
         """Of a loss, from those of the earlier version that are kept."""
         kept = np.concatenate([half.loss[1, : half.count] for half in self._halves])
         known = kept[~np.isnan(kept)]
-        # `lower`: of few losses the quantile is not the largest one.
-        usual = float(np.quantile(known, _USUAL, method="lower")) if len(known) else 0.0
+        if len(known) < _ENOUGH:
+            return math.inf
+        # `lower`: of a hundred losses the quantile is not the largest one.
+        usual = float(np.quantile(known, _USUAL, method="lower"))
         return _LARGEST * usual if usual > 0 else math.inf
 
     def _label(self, keys: Sequence[int], labels: Sequence[Label]) -> None:
