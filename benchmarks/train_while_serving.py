@@ -213,7 +213,8 @@ def saturated(
         for with_training in (turn % 2 == 0, turn % 2 == 1):
             if with_training:
                 with server.training() as training:
-                    training.wait(alone_s * turn / size.rounds)
+                    # Within the first half: the longest one alone may be twice as long as another.
+                    training.wait(alone_s * turn / (2 * size.rounds))
                     busy.append(_saturated(server, reply, folder, size, training))
             else:
                 quiet.append(_saturated(server, reply, folder, size))
