@@ -188,7 +188,9 @@ def serving(folder: Path, history: History, *options: str) -> Iterator[TrainedSe
     _make(models_dir, history)
     command: list[str | Path] = [sys.executable, "-m", "trimtab.server", "serve", models_dir]
     command += ["--frontend", "native", "--json", "--log-level", "error", "--host", "127.0.0.1"]
-    command += ["--port", "0", "--admin-port", "0", "--set", "server.metrics_port=0", *options]
+    command += ["--port", "0", "--admin-port", "0", "--set", "server.metrics_port=0"]
+    # The load does not heed a limit of calls on a connection, and is cut off at one.
+    command += ["--set", "server.max_concurrent_streams=0", *options]
     with ServerProcess(command, folder / "process") as process, ExitStack() as clients:
         banner = json.loads(process.first_line())
         admin = clients.enter_context(AdminClient(banner["admin"]))
