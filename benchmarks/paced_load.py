@@ -5,21 +5,16 @@ stalls is asked less meanwhile. This one sends when a request is due and counts 
 Every reply is compared, byte for byte, with those that are expected.
 """
 
-import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from load import LoadError
-from making import MADE, PEERS, run
+import raw_client
 from numpy.typing import NDArray
-from processes import kill_session, killed_if_interrupted
+from raw_client import RawClient, running
 
-_HINT = "; apt-get install g++"
 _ANSWER = np.dtype(
     [("due_ns", "<i8"), ("took_us", "<i4"), ("late_us", "<i4"), ("reply", "<i4"), ("", "<i4")]
 )
@@ -47,29 +42,14 @@ class Arrivals:
         return Arrivals(self.due_s[low:high], self.took_us[low:high], self.late_us[low:high])
 
 
-class PacedLoad:
+class PacedLoad(RawClient):
     """A load that runs until `stop`."""
 
-    def __init__(self, process: "subprocess.Popen[str]", log: Path) -> None:
-        self._process = process
-        self._log = log
-        self.failed = 0
-        self.unexpected = 0
-        self.complaint = ""  # of the first that failed
+    name = "paced"
 
     def stop(self) -> Arrivals:
         """Waits for what is under way."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        assert self._process.stdout is not None
-        told = self._process.stdout.read()
-        if self._process.wait(60):
-            raise LoadError(f"the paced client ended with {self._process.returncode}")
-        totals = json.loads(told)
-        self.failed, self.unexpected = totals["failed"], totals["unexpected"]
-        self.complaint = totals["complaint"]
-        answers = np.fromfile(self._log, _ANSWER)
-        self._log.unlink()
+        answers = self.records(_ANSWER)
         answers = answers[np.argsort(answers["due_ns"], kind="stable")]
         return Arrivals(answers["due_ns"] / 1e9, answers["took_us"], answers["late_us"])
 
@@ -82,41 +62,11 @@ def pacing(
 
     `address` is one of 127.0.0.1.
     """
-    program = compiled()
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "request", *(folder / f"reply{index}" for index in range(len(replies)))]
-    for file, message in zip(files, [request, *replies], strict=True):
-        file.write_bytes(message)
-    log = folder / "answers"
-    port = address.rpartition(":")[2]
-    command = [program, port, str(pace.connections), str(pace.per_s), files[0], log]
-    with killed_if_interrupted() as started:
-        process = subprocess.Popen(
-            [*map(str, command), *map(str, files[1:])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-    assert process.stdin is not None and process.stdout is not None
-    with process.stdin, process.stdout:
-        try:
-            if process.stdout.readline() != "sending\n":
-                raise LoadError("the paced client got no answer")
-            yield PacedLoad(process, log)
-        finally:
-            kill_session(process)
+    options = (pace.connections, pace.per_s)
+    with running(PacedLoad, address, options, request, replies, folder) as load:
+        yield load
 
 
 def compiled() -> Path:
-    """The program, made once for each state of its source. AbsentError where it cannot be."""
-    source = PEERS / "paced_client.cpp"
-    program = MADE / f"paced-client-{sha256(source.read_bytes()).hexdigest()[:16]}"
-    if program.exists():
-        return program
-    MADE.mkdir(parents=True, exist_ok=True)
-    unfinished = program.with_suffix(".tmp")
-    run("g++", "-std=c++17", "-O2", "-Wall", "-Wextra", source, "-o", unfinished, hint=_HINT)
-    unfinished.rename(program)
-    return program
+    """The program. AbsentError where it cannot be made."""
+    return raw_client.compiled(PacedLoad.name)

@@ -190,7 +190,9 @@ def serving(folder: Path, history: History, *options: str) -> Iterator[TrainedSe
     command += ["--frontend", "native", "--json", "--log-level", "error", "--host", "127.0.0.1"]
     command += ["--port", "0", "--admin-port", "0", "--set", "server.metrics_port=0"]
     # The load does not heed a limit of calls on a connection, and is cut off at one.
-    command += ["--set", "server.max_concurrent_streams=0", *options]
+    command += ["--set", "server.max_concurrent_streams=0"]
+    # The log's rows are years old, and a roll would remove them as the first of today's came.
+    command += ["--set", "traffic.keep_days=36500", *options]
     with ServerProcess(command, folder / "process") as process, ExitStack() as clients:
         banner = json.loads(process.first_line())
         admin = clients.enter_context(AdminClient(banner["admin"]))
