@@ -344,7 +344,7 @@ def _lower_session(pid: int, nice: int) -> None:
     session's own niceness is what counts against others."""
     for _ in range(_AUTOGROUP_TRIES if nice else 0):
         try:
-            # "/autogroup-7 nice 0"; absent where the kernel does not group.
+            # "/autogroup-7 nice 0"; absent or empty where the kernel does not group.
             own = int(Path("/proc/self/autogroup").read_text().split()[-1])
             Path(f"/proc/{pid}/autogroup").write_text(str(min(own + nice, 19)))
         except BlockingIOError:  # somebody else's was set just before: one in 0.1 s, for all users
